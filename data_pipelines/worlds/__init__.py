@@ -1,0 +1,1 @@
+"""Vectorised simulators that ship with the template."""

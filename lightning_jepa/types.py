@@ -1,0 +1,49 @@
+"""The few containers that cross rooms.
+
+Legend: B batch, T time, C H W image, D state, A action, S candidates, N truth, P body.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """A batch of windows cut from episodes, frames `stride` world steps apart.
+
+    `actions[:, t]` leads from `observations[:, t]` to `observations[:, t + 1]`; where the stride is above one, it holds
+    the actions in between as a block, which is why actions carry an axis of that length.
+    """
+
+    observations: Tensor  # uint8 [B, T, C, H, W]
+    actions: Tensor  # float32 [B, T - 1, stride, A]
+    body: Tensor  # float32 [B, T, P]; P is 0 in worlds without a body
+    truth: Tensor  # float32 [B, T, N]: exact simulator state, for probes alone, never for training
+    mask: Tensor  # bool [B]: False marks padding, which validation must not count
+
+
+class Modulation(NamedTuple):
+    """What the configurator sets for the task at hand (paper section 3, "Configurator")."""
+
+    goal: Tensor  # [B, D]: the encoded goal
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What Mode-2 returns: the best action sequence found for each of B episodes (paper section 3.1.2)."""
+
+    actions: Tensor  # [B, H, A]
+    states: Tensor  # [B, H, D]: the predicted states that follow each action
+    cost: Tensor  # [B]: total predicted cost of the sequence
+    evaluations: int  # world-model steps spent for each episode
+
+
+class Tasks(NamedTuple):
+    """Start and goal pairs on which control is measured: a committed list, never trained or tuned on."""
+
+    layouts: Tensor  # int64 [N]
+    starts: Tensor  # [N, 2]
+    goals: Tensor  # [N, 2]
