@@ -79,7 +79,7 @@ def blob(position: Tensor, size: int, stride: int, std: float) -> Tensor:
 
 
 def way_points(walls: Tensor, margin: float) -> Tensor:
-    """The corners of walls [B, K, 4], moved out by `margin`: the only places where a shortest path can bend, [B, 4K, 2]."""
+    """Corners of walls [B, K, 4], moved out by `margin`: the only places where a shortest path bends, [B, 4K, 2]."""
     x0, y0, x1, y1 = inflate(walls, margin).unbind(-1)
     corners = torch.stack([torch.stack(c, -1) for c in ((x0, y0), (x0, y1), (x1, y0), (x1, y1))], 2)
     return corners.flatten(1, 2)
@@ -94,7 +94,7 @@ def shortest_ways(walls: Tensor, goal: Tensor, margin: float = 0.05) -> tuple[Te
         margin: distance kept from corners.
 
     Returns:
-        nodes [B, 4K + 1, 2] (the goal is the last) and their lengths to the goal [B, 4K + 1], infinite where unreachable.
+        nodes [B, 4K + 1, 2], the goal last, and their lengths to the goal [B, 4K + 1], infinite where unreachable.
     """
     nodes = torch.cat([way_points(walls, margin), goal[:, None]], 1)
     count = nodes.shape[1]

@@ -134,13 +134,13 @@ class RoomsWorld:
 
 
 class TwoRoomsLayouts:
-    """Two rooms, one wall with one door: a vertical wall 3 px wide at x in 20..44, an opening of 9 px around y in 10..54.
+    """Two rooms and one door: a vertical wall 3 px wide at x in 20..44, an opening of 9 px around y in 10..54.
 
     Every fifth pair (x, y), on a slanted lattice, is held out: each wall and each door is seen in training, none of the
     held-out pairs.
     """
 
-    factor_names = ("wall_x", "door_y")
+    factor_names: tuple[str, ...] = ("wall_x", "door_y")
     wall_xs, door_ys = range(20, 45), range(10, 55)
     low, high = 4, 60  # border walls, one pixel wide
     half_wall, half_door = 1.5, 4.5

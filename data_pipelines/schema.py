@@ -1,0 +1,151 @@
+"""What an episode on disk holds, and the manifest that describes a folder of shards.
+
+Legend: T actions, so T + 1 observations; C H W image, A action, P body, N truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+ARRAYS = {"observations": "uint8", "actions": "float32", "body": "float32", "truth": "float32"}
+
+
+class Episode(NamedTuple):
+    """One sample of a shard. `actions[t]` leads from `observations[t]` to `observations[t + 1]`."""
+
+    observations: NDArray[np.uint8]  # [T + 1, C, H, W]
+    actions: NDArray[np.float32]  # [T, A]
+    body: NDArray[np.float32]  # [T + 1, P]; P is 0 in worlds without a body
+    truth: NDArray[np.float32]  # [T + 1, N]: exact simulator state
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What is known of one tar file: enough to recognise damage, and its share of the pixel statistics."""
+
+    name: str
+    bytes: int
+    sha256: str
+    episodes: int
+    frames: int
+    shortest: int  # least number of actions in one of its episodes
+    pixel_sums: tuple[int, ...]  # [C]: sums of uint8 pixels, exact
+    pixel_square_sums: tuple[int, ...]  # [C]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json` beside the shards of one split; written last, so a folder that has one is complete."""
+
+    split: str
+    configuration: dict[str, Any]  # how the episodes were collected
+    observation_shape: tuple[int, int, int]  # C, H, W
+    action_size: int
+    body_size: int
+    truth_names: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes."""
+        return sum(shard.episodes for shard in self.shards)
+
+    @property
+    def frames(self) -> int:
+        """Number of observations."""
+        return sum(shard.frames for shard in self.shards)
+
+    @property
+    def shortest(self) -> int:
+        """Number of actions in the shortest episode."""
+        return min(shard.shortest for shard in self.shards)
+
+    def statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel, pixels / 255: two arrays [C]."""
+        _, height, width = self.observation_shape
+        count = self.frames * height * width
+        mean = np.sum([shard.pixel_sums for shard in self.shards], 0) / (255 * count)
+        square = np.sum([shard.pixel_square_sums for shard in self.shards], 0) / (255**2 * count)
+        return mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest as canonical JSON; since it holds every shard's hash, it names the data set."""
+        return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` in one step: it is either there and whole, or not there."""
+        mean, std = self.statistics()
+        content = {**asdict(self), "mean": mean.tolist(), "std": std.tolist(), "digest": self.digest}
+        write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            ValueError: if it is missing, broken, or of another schema version.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            state = (
+                "has no manifest.json: the collection was interrupted or never ran" if folder.is_dir() else "is missing"
+            )
+            raise ValueError(
+                f"the folder of episodes {folder} {state}. Run the collection (again): it goes on where it stopped"
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}). Delete it and run the collection again") from error
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {version}, this code reads version {SCHEMA_VERSION}. "
+                "Collect the episodes again into another folder, or use the release that wrote them"
+            )
+        names = {field.name for field in fields(cls)}
+        missing = names - set(content)
+        if missing:
+            raise ValueError(f"{path} lacks {sorted(missing)}. Delete it and run the collection again")
+        known = {name: _tuples(content[name]) for name in names - {"configuration", "shards"}}
+        shards = tuple(shard_from(record) for record in content["shards"])
+        manifest = cls(configuration=content["configuration"], shards=shards, **known)
+        if not shards:
+            raise ValueError(f"{path} lists no shards. Collect at least one episode for the split {manifest.split!r}")
+        return manifest
+
+
+def shard_from(record: dict[str, Any]) -> Shard:
+    """A shard's record from JSON, where tuples have become lists."""
+    return Shard(**{name: _tuples(value) for name, value in record.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def canonical(content: Any) -> str:
+    """JSON in one fixed form: equal content gives equal text."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file beside its place, flush it to the disk, then move it there."""
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)

@@ -1,0 +1,63 @@
+"""The committed lists of start and goal pairs on which control is measured.
+
+Legend: N tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from data_pipelines.worlds.rooms import RoomsWorld, TwoRoomsLayouts
+from lightning_jepa.types import Tasks
+
+FOLDER = Path(__file__).parent / "tasks"
+
+
+def two_rooms_tasks(count: int = 300, seed: int = 0) -> Tasks:
+    """Draw tasks in held-out layouts of Two-Rooms, start and goal uniform in opposite rooms.
+
+    Positions are rounded to a thousandth of a pixel, so that the list survives being written as text.
+    """
+    layouts = TwoRoomsLayouts()
+    world = RoomsWorld(layouts)
+    generator = torch.Generator().manual_seed(seed)
+    ids = layouts.ids("held_out")
+    chosen = ids[torch.randint(len(ids), (count,), generator=generator)]
+    rooms = torch.randint(2, (count,), generator=generator)
+    starts = world.sample_states(chosen, rooms, generator)
+    goals = world.sample_states(chosen, 1 - rooms, generator)
+    return Tasks(chosen, starts.round(decimals=3), goals.round(decimals=3))
+
+
+def write_tasks(tasks: Tasks, path: Path) -> None:
+    """Write tasks as JSON, one task a line."""
+    lines = (
+        json.dumps({"layout": layout, "start": [round(v, 3) for v in start], "goal": [round(v, 3) for v in goal]})
+        for layout, start, goal in zip(tasks.layouts.tolist(), tasks.starts.tolist(), tasks.goals.tolist(), strict=True)
+    )
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+
+
+def load_tasks(name: str = "two_rooms") -> Tasks:
+    """Read a committed list: layouts int64 [N], starts and goals float32 [N, 2] in pixels.
+
+    Raises:
+        ValueError: if there is no such list.
+    """
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
+        raise ValueError(f"no list of tasks is called {name!r}; choose one of: {known}")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return Tasks(
+        torch.tensor([row["layout"] for row in rows]),
+        torch.tensor([row["start"] for row in rows]),
+        torch.tensor([row["goal"] for row in rows]),
+    )
+
+
+if __name__ == "__main__":
+    write_tasks(two_rooms_tasks(), FOLDER / "two_rooms.json")

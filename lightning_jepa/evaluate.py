@@ -1,0 +1,55 @@
+"""Put a trained stage to its exam: `python -m lightning_jepa.evaluate experiment=two_rooms checkpoint=PATH`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from lightning_jepa.errors import one_message
+from lightning_jepa.paths import CONF
+
+
+def evaluate(cfg: DictConfig) -> Path:
+    """Run `cfg.evaluation` on the stage in `cfg.checkpoint`; figures and numbers go to the run's folder.
+
+    Returns:
+        The results file of this seed, `seed_<n>.json`, in which the checkpoint's training cost is entered too.
+
+    Raises:
+        ValueError: if no checkpoint is given or it does not fit.
+    """
+    from dataclasses import replace
+
+    import lightning as L
+
+    from lightning_jepa import checkpoint, tracking
+    from lightning_jepa.build import build
+    from lightning_jepa.evaluation import results
+
+    if cfg.checkpoint is None:
+        raise ValueError("no checkpoint to evaluate; give checkpoint=PATH, as printed at the end of training")
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    stage = checkpoint.load_stage(cfg.checkpoint)
+    cost = checkpoint.training_cost(cfg.checkpoint)
+    exam, out = build(cfg.evaluation), Path(cfg.paths.out)
+    with tracking.tracked(cfg, "evaluate") as logger:
+        exam.run(stage, cfg.seed, out)
+        path = out / f"seed_{cfg.seed}.json"
+        found = results.load(path)
+        results.save(replace(found, cost={**cost, **found.cost}), path)
+        logger.log_metrics({f"exam/{key}": figure.value for key, figure in found.metrics.items()})
+        tracking.log_files(logger, out, "exam")
+    return path
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+@one_message
+def main(cfg: DictConfig) -> None:
+    """The command line."""
+    print(f"results and figures are in {evaluate(cfg).parent}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What proves each module: exams that measure an agent, and the files and figures they leave behind."""

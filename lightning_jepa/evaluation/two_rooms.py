@@ -1,0 +1,226 @@
+"""The exam E1 `two_rooms`: perception, world model and Mode-2 of a pretrained JEPA, with floors, ceilings and controls.
+
+Legend: N tasks, D state, De metric space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from lightning_jepa.evaluation import provenance
+from lightning_jepa.evaluation.diagnosis import diagnose
+from lightning_jepa.evaluation.episodes import (
+    Acting,
+    AgentPolicy,
+    Episodes,
+    Policy,
+    first_tasks,
+    progress_bar,
+    run_episodes,
+)
+from lightning_jepa.evaluation.figures import success_figure
+from lightning_jepa.evaluation.floors import (
+    DrunkardPolicy,
+    ExpertPolicy,
+    PixelDistance,
+    RandomPolicy,
+    StraightPolicy,
+    TrueDynamics,
+)
+from lightning_jepa.evaluation.portraits import draw_all
+from lightning_jepa.evaluation.results import Figure, Results, Rows, save
+from lightning_jepa.evaluation.world import ExamWorld
+from lightning_jepa.evaluation.world_model_exam import WorldModelExam
+from lightning_jepa.protocols import Cost, Planner, WorldModel
+from lightning_jepa.types import Tasks
+
+
+class Examinee(Protocol):
+    """The trained stage: its JEPA, and the metric in which the goal's energy measures distance."""
+
+    jepa: WorldModel
+    metric: nn.Module
+
+    def to(self, device: torch.device) -> Any:
+        """Move all of it."""
+        ...
+
+    def eval(self) -> Any:
+        """Freeze what behaves differently in training."""
+        ...
+
+
+MakePlanner = Callable[..., Planner]  # a class or a partial, called with metric: nn.Module | None
+
+
+class TwoRoomsExam:
+    """Measures every key of E1 for one seed.
+
+    Args:
+        world: the world; its device is where the model under exam is put.
+        tasks: the committed list of starts and goals.
+        planner: Mode-2 of the agent: a planner, or a partial one that lacks its `metric`.
+        planners: others, compared on the same checkpoint.
+        larger: the agent's planner with a larger budget, for the diagnosis of search; none leaves that row out.
+        cost: the planning cost, which lacks its `metric`.
+        agent: the agent, which lacks `world_model`, `cost`, `planner` and `seed`.
+        episodes: tasks of the main row and the floors.
+        planner_episodes: tasks of each row of the planner table, and of planning with the true dynamics.
+        diagnosis_episodes: tasks of each row of the diagnosis; 0 leaves it out.
+        batch: episodes at once.
+        radius: success is being this near to the goal, pixels.
+        probe_walks, test_walks, pushes, rank_layouts: see `WorldModelExam`.
+        targets: for a key, its label and `at_least` or `at_most`.
+        name: of the experiment.
+    """
+
+    def __init__(
+        self,
+        *,
+        world: ExamWorld,
+        tasks: Tasks,
+        planner: Planner | MakePlanner,
+        planners: Mapping[str, Planner | MakePlanner],
+        larger: Planner | MakePlanner | None,
+        cost: Callable[..., Cost],
+        agent: Callable[..., Acting],
+        episodes: int = 300,
+        planner_episodes: int = 100,
+        diagnosis_episodes: int = 50,
+        batch: int = 50,
+        radius: float = 4.5,
+        probe_walks: int = 4000,
+        test_walks: int = 600,
+        pushes: int = 1000,
+        rank_layouts: int = 40,
+        targets: Mapping[str, Mapping[str, Any]] | None = None,
+        name: str = "two_rooms",
+    ) -> None:
+        self.world, self.name, self.batch, self.radius = world, name, batch, radius
+        self.planner, self.planners, self.larger, self.cost, self.agent = planner, planners, larger, cost, agent
+        self.tasks, self.fewer = first_tasks(tasks, episodes), first_tasks(tasks, planner_episodes)
+        self.diagnosed = first_tasks(tasks, diagnosis_episodes) if diagnosis_episodes else None
+        self.world_model_exam = WorldModelExam(world, probe_walks, test_walks, pushes, rank_layouts)
+        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
+        self.protocol = {
+            "episodes": episodes,
+            "episodes_planner_table": planner_episodes,
+            "episodes_diagnosis": diagnosis_episodes,
+            "steps": world.episode_steps,
+            "layouts": "held out",
+            "success": f"within {radius} px at the last step",
+            "resolution": world.observation_shape[-1],
+            "pushes": pushes,
+            "intervals": "95 %: Wilson for shares, bootstrap over layouts for R2, Student's t for other means",
+        }
+
+    def run(self, stage: Examinee, seed: int, out: Path) -> dict[str, float]:
+        """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
+        stage.to(self.world.device)
+        stage.eval()
+        jepa, metric = stage.jepa, stage.metric
+        cost = self.cost(metric=metric)
+        planner = _complete(self.planner, metric)
+
+        def make_agent(world_model: WorldModel, energy: Cost, search: Planner) -> Acting:
+            return self.agent(world_model=world_model, cost=energy, planner=search, seed=seed)
+
+        model = self.world_model_exam.run(jepa, cost, seed)
+        with progress_bar() as bar:
+            main = self._episodes(AgentPolicy(make_agent(jepa, cost, planner)), self.tasks, bar, "Mode-2")
+            floors = self._floors(make_agent, seed, bar)
+            table = {"agent": main.rows()}
+            for name, other in self.planners.items():
+                policy = AgentPolicy(make_agent(jepa, cost, _complete(other, metric)))
+                table[name] = self._episodes(policy, self.fewer, bar, f"planner {name}").rows()
+            tables: dict[str, dict[str, Rows]] = {"planners": table}
+            if self.diagnosed is not None:
+                runs = diagnose(
+                    self.world,
+                    self.diagnosed,
+                    world_model=jepa,
+                    cost=cost,
+                    decode=model.probe,
+                    planner=planner,
+                    larger=None if self.larger is None else _complete(self.larger, metric),
+                    make_agent=make_agent,
+                    radius=self.radius,
+                    batch=self.batch,
+                    progress=bar,
+                )
+                tables["diagnosis"] = {name: run.rows() for name, run in runs.items()}
+        rows = table["agent"]
+        metrics = {
+            "mode2_success": rows["success"],
+            "mode2_success_ever": rows["success_ever"],
+            "ms_per_decision": rows["ms_per_decision"],
+            "evaluations_per_decision": rows["evaluations"],
+            **model.metrics,
+        }
+        results = Results(
+            experiment=self.name,
+            date=provenance.today(),
+            git=provenance.git_sha(),
+            machine=provenance.machine(),
+            seeds=[seed],
+            protocol=self.protocol,
+            metrics=metrics,
+            floors=floors,
+            controls=model.controls,
+            tables=tables,
+            cost={"ms_per_decision": rows["ms_per_decision"].value},
+            targets=self.targets,
+        )
+        save(results, out / f"seed_{seed}.json")
+        self._pictures(out / "figures", results)
+        draw_all(
+            out / "figures",
+            self.world,
+            jepa,
+            cost,
+            planner,
+            model.probe,
+            model.walks,
+            make_agent,
+            self.tasks,
+            seed,
+            self.radius,
+        )
+        return {key: figure.value for key, figure in metrics.items()}
+
+    def _episodes(self, policy: Policy, tasks: Tasks, bar: Progress, label: str) -> Episodes:
+        return run_episodes(self.world, tasks, policy, radius=self.radius, batch=self.batch, progress=bar, label=label)
+
+    def _floors(self, make_agent: Callable[..., Acting], seed: int, bar: Progress) -> Rows:
+        """Rows of success at the last step, and at any step under NAME_ever."""
+        # The truth has its own metric: a planner that measures in one is built without the learned one.
+        truth = make_agent(TrueDynamics(self.world), PixelDistance(), _complete(self.planner, None))
+        runs: dict[str, tuple[Policy, Tasks]] = {
+            "random": (RandomPolicy(seed), self.tasks),
+            "straight": (StraightPolicy(seed), self.tasks),
+            "drunkard": (DrunkardPolicy(seed), self.tasks),
+            "true_dynamics_raw_distance": (AgentPolicy(truth), self.fewer),
+            "expert": (ExpertPolicy(seed), self.tasks),
+        }
+        rows: Rows = {}
+        for name, (policy, tasks) in runs.items():
+            found = self._episodes(policy, tasks, bar, name.replace("_", " ")).rows()
+            rows[name], rows[f"{name}_ever"] = found["success"], found["success_ever"]
+        return rows
+
+    def _pictures(self, folder: Path, results: Results) -> None:
+        bars: dict[str, Figure] = {key: row for key, row in results.floors.items() if not key.endswith("_ever")}
+        bars["Mode-2 (learned)"] = results.metrics["mode2_success"]
+        target = self.targets.get("mode2_success", {}).get("at_least")
+        success_figure(folder / "success.png", bars, ("Mode-2 (learned)",), "Success at the last step", target)
+
+
+def _complete(planner: Planner | MakePlanner, metric: nn.Module | None) -> Planner:
+    """A partial planner with its metric; a whole one as it is."""
+    return planner(metric=metric) if callable(planner) else planner

@@ -1,0 +1,75 @@
+"""The whole way, from a world to a results file: `python -m lightning_jepa.pipeline experiment=two_rooms`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from lightning_jepa.errors import one_message
+from lightning_jepa.paths import CONF
+
+STAGES = ("collect", "pretrain", "evaluate")
+
+
+def pipeline(cfg: DictConfig) -> Path | None:
+    """Run `cfg.stages` in order, each seed of `cfg.seeds` in turn, as children of one tracked run.
+
+    Returns:
+        The experiment's results file, merged over seeds; None if nothing was evaluated.
+
+    Raises:
+        ValueError: for a stage that does not exist, and whatever a stage raises.
+    """
+    from lightning_jepa import tracking
+    from lightning_jepa.build import build
+    from lightning_jepa.checkpoint import LAST
+    from lightning_jepa.distributed import require_one_process
+    from lightning_jepa.evaluate import evaluate
+    from lightning_jepa.evaluation import results
+    from lightning_jepa.train import train
+
+    if not cfg.stages or not set(cfg.stages) <= set(STAGES):
+        raise ValueError(f"stages={list(cfg.stages)}; choose some of {list(STAGES)}")
+    if cfg.resume not in (None, "auto"):
+        raise ValueError(
+            f"resume={cfg.resume} goes on with one stage (python -m lightning_jepa.train); here: resume=auto"
+        )
+    require_one_process(cfg.trainer, "the pipeline")
+    evaluated, destination = [], Path(cfg.paths.results, f"{cfg.name}.json")
+    with tracking.tracked(cfg, "pipeline") as logger:
+        parent = tracking.run_id(logger)
+        if "collect" in cfg.stages:
+            step = tracking.nested(cfg, "collect", cfg.seeds[0], parent)
+            print(f"collect: episodes into {step.data.root}", flush=True)
+            with tracking.tracked(step, "collect") as own:
+                build(step.collection).run()
+                tracking.log_data(own, step.data.root, "collect")
+        for seed in cfg.seeds:
+            step = tracking.nested(cfg, "pretrain", seed, parent)
+            trained = cfg.checkpoint or str(Path(step.paths.out, LAST))
+            if "pretrain" in cfg.stages:
+                print(f"pretrain: seed {seed}", flush=True)
+                trained = train(step)["checkpoint"]
+            if "evaluate" in cfg.stages:
+                print(f"evaluate: seed {seed}", flush=True)
+                evaluated.append(evaluate(tracking.nested(cfg, "evaluate", seed, parent, trained)))
+        if evaluated:
+            merged = results.merge(evaluated, destination)
+            logger.log_metrics({f"exam/{key}": figure.value for key, figure in merged.metrics.items()})
+            tracking.log_files(logger, destination, "results")
+    return destination if evaluated else None
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+@one_message
+def main(cfg: DictConfig) -> None:
+    """The command line."""
+    written = pipeline(cfg)
+    print(f"results: {written or 'none, evaluate was not among the stages'}")
+    print(f"curves and figures: make ui, then http://127.0.0.1:5000, experiment {cfg.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Training stage 1: perception and world model learn to predict in the space of states.
+
+Legend: B batch, T time, D state, A action, N starts, H horizon, E metric space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_jepa.stages.monitors import LinearProbe, Spread
+from lightning_jepa.types import Window
+from lightning_jepa.world_model.jepa import JEPA
+
+
+class JEPAPretraining(L.LightningModule):
+    """Minimise the prediction energy D(s_y, Pred(s_x, a)) while criteria keep states informative (paper section 4.5).
+
+        loss = sum_i weight_i term_i,   terms = prediction + those of each criterion [+ contrast]
+
+    No gradient is stopped between the two branches. The first level of a batch holds successive frames: predictions and
+    criteria look at it. With a `geometry`, the second level holds frames some steps apart, from which it learns a metric
+    for planning.
+
+    Args:
+        jepa: encoder and predictor.
+        criteria: name -> criterion, a module from states [B, T, D] and actions [B, T - 1, A] to terms.
+        weights: term -> weight, exactly the terms that there are.
+        optimizer: from parameters to an optimizer.
+        horizon: H, steps of each free-running prediction.
+        every: steps between the starts of two predictions.
+        warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
+        geometry: a criterion with a `metric` from states [..., D] to [..., E], or none: distances of states.
+
+    Raises:
+        ValueError: if the weights do not match the terms, or batches lack the level that the geometry needs.
+    """
+
+    def __init__(
+        self,
+        jepa: JEPA,
+        criteria: Mapping[str, nn.Module],
+        weights: Mapping[str, float],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        horizon: int = 8,
+        every: int = 8,
+        warm_up: float = 0.05,
+        geometry: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.jepa, self.geometry = jepa, geometry
+        self.criteria = nn.ModuleDict(dict(criteria))
+        self.weights, self.optimizer = dict(weights), optimizer
+        self.horizon, self.every, self.warm_up = horizon, every, warm_up
+        self.spread = Spread(jepa.state_size)
+        self.probe: LinearProbe | None = None  # named after the data's factors, which are known once fitting starts
+
+    @property
+    def metric(self) -> nn.Module:
+        """The space in which distances are costs: states [..., D] -> [..., E]."""
+        metric = nn.Identity() if self.geometry is None else self.geometry.metric
+        assert isinstance(metric, nn.Module)
+        return metric
+
+    def setup(self, stage: str) -> None:
+        """Take the statistics of the pictures, and the names of the factors that probes look for, from the data."""
+        if stage == "fit":
+            data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit, unknown to its stubs
+            self.jepa.encoder.standardise.set(*data.statistics)  # type: ignore[attr-defined]  # every encoder has it
+            self.probe = LinearProbe(data.manifest.truth_names)
+
+    def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:
+        """All terms of the loss, unweighted, and the states [B, T, D] of the first level."""
+        dense = windows[0]
+        actions = dense.actions[:, :, 0]
+        states = self.jepa.encode(dense.observations)
+        terms = {"prediction": self.jepa.energy(states, actions, self.horizon, self.every).mean()}
+        for criterion in self.criteria.values():
+            terms |= criterion(states, actions / self.jepa.action_scale)
+        if self.geometry is not None:
+            if len(windows) < 2:
+                raise ValueError("the geometry needs a second level of windows: add one to data.levels")
+            terms |= self.geometry(self.jepa.encode(windows[1].observations), windows[1].actions)
+        return terms, states
+
+    def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
+        """The weighted sum of all terms."""
+        terms, _ = self.terms(batch)
+        if terms.keys() != self.weights.keys():
+            raise ValueError(
+                f"stage.weights has {sorted(self.weights)}, the criteria give {sorted(terms)}: name exactly these"
+            )
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Window, ...], batch_idx: int) -> None:
+        """The same terms on layouts that were never trained on, and what the states hold."""
+        mask = batch[0].mask
+        whole = tuple(Window(*(part[mask] for part in window)) for window in batch)
+        if not len(whole[0].mask):
+            return
+        terms, states = self.terms(whole)
+        self.log_dict(
+            {f"val/{name}": term for name, term in terms.items()}, batch_size=len(states), on_epoch=True, sync_dist=True
+        )
+        few = slice(None, None, max(1, states.shape[1] // 4))
+        self.spread.update(states[:, few].flatten(0, 1))
+        if self.probe is not None:
+            truth = whole[0].truth[:, few].flatten(0, 1)
+            # Layouts are told apart by their factors, all but the first two, which are the agent's place.
+            key = (truth[:, 2:] * torch.arange(1, truth.shape[1] - 1, device=truth.device).mul(101)).sum(1)
+            self.probe.update(states[:, few].flatten(0, 1), truth, key)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the monitors."""
+        found = {f"monitor/{name}": value for name, value in self.spread.compute().items()}
+        self.spread.reset()
+        if self.probe is not None:
+            found |= {f"probe/{name}_r2": value for name, value in self.probe.compute().items()}
+            self.probe.reset()
+        self.log_dict(found)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer; a linear rise, then a cosine to zero, by the number of steps that the trainer will make."""
+        optimizer = self.optimizer(self.parameters())
+        total = int(self.trainer.estimated_stepping_batches)
+        rise = max(1, round(self.warm_up * total))
+
+        def rate(step: int) -> float:
+            return min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}

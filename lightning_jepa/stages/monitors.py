@@ -1,0 +1,101 @@
+"""What is watched while representations are trained: are they collapsing, and what can be read off them?
+
+Statistics are sums over samples, so that they add up over batches and over ranks; they are taken before any
+normalisation, which would hide a collapse.
+
+Legend: N samples, D state, F factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Spread(Metric):
+    """How many directions of state space are used: effective rank and smallest standard deviation.
+
+    The effective rank is exp(entropy of the eigenvalues of the covariance, as shares of their sum), between 1 (collapse
+    to a line) and D. Collapse to a point shows in `smallest_std`, and in `largest_std` when all of the state is dead.
+
+    Args:
+        state_size: D.
+    """
+
+    full_state_update = False
+    count: Tensor
+    total: Tensor
+    products: Tensor
+
+    def __init__(self, state_size: int) -> None:
+        super().__init__()
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(state_size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("products", torch.zeros(state_size, state_size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, states: Tensor) -> None:
+        """Add samples [N, D]."""
+        states = states.double()
+        self.count += len(states)
+        self.total += states.sum(0)
+        self.products += states.T @ states
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures of all samples so far."""
+        mean = self.total / self.count
+        covariance = self.products / self.count - torch.outer(mean, mean)
+        std = covariance.diagonal().clamp_min(0).sqrt()
+        share = torch.linalg.eigvalsh(covariance).clamp_min(0)
+        share = share / share.sum().clamp_min(1e-12)
+        rank = torch.exp(-torch.xlogy(share, share).sum())
+        return {"effective_rank": rank.float(), "smallest_std": std.min().float(), "largest_std": std.max().float()}
+
+
+class LinearProbe(Metric):
+    """R2 of a ridge regression from frozen states to what the simulator knows, for a curve while training.
+
+    Fitted on the samples of every second layout and scored on those of the others. The exam (`evaluation.probes`) is
+    more thorough.
+
+    Args:
+        names: of the F factors.
+        ridge: strength, relative to standardised features.
+    """
+
+    full_state_update = False
+    states: list[Tensor]
+    factors: list[Tensor]
+    groups: list[Tensor]
+
+    def __init__(self, names: Sequence[str], ridge: float = 1e-2) -> None:
+        super().__init__()
+        self.names, self.ridge = tuple(names), ridge
+        for name in ("states", "factors", "groups"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, states: Tensor, factors: Tensor, groups: Tensor) -> None:
+        """Add samples [N, D], their factors [N, F], and which layout each is from, any numbers [N]."""
+        self.states.append(states.float())
+        self.factors.append(factors.float())
+        self.groups.append(groups)
+
+    def compute(self) -> dict[str, Tensor]:
+        """R2 of each factor."""
+        x, y, group = (
+            torch.cat(part) if isinstance(part, list) else part for part in (self.states, self.factors, self.groups)
+        )
+        held_out = group.unique(return_inverse=True)[1] % 2 == 1
+        if held_out.all() or not held_out.any():
+            return {name: torch.full((), torch.nan) for name in self.names}
+        fit = x[~held_out]
+        x = (x - fit.mean(0)) / (fit.std(0) + 1e-6)
+        centre = y[~held_out].mean(0)
+        fit = x[~held_out]
+        gram = fit.T @ fit / len(fit) + self.ridge * torch.eye(x.shape[1], device=x.device)
+        weights = torch.linalg.solve(gram, fit.T @ (y[~held_out] - centre) / len(fit))
+        error = (x[held_out] @ weights + centre - y[held_out]).square().mean(0)
+        r2 = 1 - error / y[held_out].var(0, correction=0).clamp_min(1e-12)
+        return dict(zip(self.names, r2.unbind(), strict=True))

@@ -1,0 +1,61 @@
+"""Train one stage: `python -m lightning_jepa.train experiment=two_rooms`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from lightning_jepa.errors import one_message
+from lightning_jepa.paths import CONF
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Fit `cfg.stage` on `cfg.data`.
+
+    `cfg.resume` goes on with weights, optimizer, step and tracked run; `cfg.init_from` takes weights alone.
+
+    Returns:
+        `checkpoint` (path of the last one), `run_id` (None if untracked), `step`, and the last value of each metric.
+
+    Raises:
+        ValueError: for a configuration, data or a checkpoint that does not fit.
+    """
+    import lightning as L
+
+    from lightning_jepa import checkpoint, tracking
+    from lightning_jepa.build import build
+
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    resume = checkpoint.resume_path(cfg.resume, cfg.paths.out)
+    start = resume or cfg.init_from
+    stage, data = build(cfg.stage), build(cfg.data)
+    if start is not None:  # before anything is tracked, so that one that does not fit leaves no run behind
+        checkpoint.load_weights(stage, checkpoint.read(start)["state_dict"], start)
+    callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
+    with tracking.tracked(cfg, "train") as logger:
+        callbacks.append(checkpoint.EmbedConfig(tracking.plain(cfg), tracking.run_id(logger)))
+        trainer: L.Trainer = build(cfg.trainer, logger=logger, callbacks=callbacks)
+        tracking.log_data(logger, cfg.data.root, "train")
+        trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {
+            "checkpoint": str(Path(cfg.paths.out, checkpoint.LAST)),
+            "run_id": tracking.run_id(logger),
+            "step": trainer.global_step,
+            **metrics,
+        }
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+@one_message
+def main(cfg: DictConfig) -> None:
+    """The command line."""
+    done = train(cfg)
+    print(f"trained {done['step']} steps; next: python -m lightning_jepa.evaluate checkpoint={done['checkpoint']}")
+
+
+if __name__ == "__main__":
+    main()

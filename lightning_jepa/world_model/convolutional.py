@@ -1,0 +1,61 @@
+"""A convolutional predictor: local physics on a state that is a map.
+
+Legend: T time, D state, A action, c h w the state seen as a map, D = c * h * w, channel first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvPredictor(nn.Module):
+    """s[t+1] = s[t] + f(s[t], a[t]) with convolutions: what happens at a place depends on its surroundings and on the
+    action alone (paper section 4.4), so contact with a wall is learned once for all places and layouts.
+
+    The action enters as a bias of the first layer, one for each hidden channel: the same as planes of constant numbers
+    beside the state, but cheaper, and known at the borders as well. f starts at zero: "nothing changes".
+
+    Args:
+        state_shape: (c, h, w).
+        action_size: A.
+        hidden: channels of the hidden layers.
+        depth: hidden layers; each but the first costs `hidden` squared.
+        mixing: side of the kernels between hidden layers, 3, or 1 for layers that see one place at a time: with
+            `depth=2` and 32 hidden channels that is about 1.4 times faster, and sees 2 places far instead of 3.
+
+    Raises:
+        ValueError: if the state is no map, or a size does not fit.
+    """
+
+    history = 1
+
+    def __init__(
+        self, state_shape: Sequence[int], action_size: int, hidden: int = 32, depth: int = 2, mixing: int = 3
+    ) -> None:
+        super().__init__()
+        if len(state_shape) != 3:
+            raise ValueError(f"state_shape={list(state_shape)}: a convolutional predictor needs a map [c, h, w]")
+        if depth < 1 or mixing not in (1, 3):
+            raise ValueError(f"depth={depth} must be at least 1, mixing={mixing} must be 1 or 3")
+        channels, height, width = state_shape
+        self.map_shape = (channels, height, width)
+        self.state_size, self.action_size = channels * height * width, action_size
+        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.action = nn.Linear(action_size, hidden, bias=False)
+        self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, mixing, padding=mixing // 2) for _ in range(depth - 1))
+        self.last = nn.Conv2d(hidden, channels, 3, padding=1)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+
+    def forward(self, s: Tensor, a: Tensor) -> Tensor:
+        """[..., T, D], [..., T, A] -> [..., T, D]."""
+        maps = s.reshape(-1, *self.map_shape).contiguous(memory_format=torch.channels_last)
+        # Channels side by side and ReLU in place: on CPU that is worth more than any trick with the convolutions.
+        x = (self.first(maps) + self.action(a.flatten(0, -2))[:, :, None, None]).relu_()
+        for layer in self.middle:
+            x = layer(x).relu_()
+        return s + self.last(x).reshape(s.shape)
