@@ -36,13 +36,16 @@ class Agent:
         ValueError: if `replan_every` is not an integer of at least one.
     """
 
-    def __init__(
-        self, world_model: WorldModel, cost: Cost, planner: Planner, replan_every: int, seed: int = 0
-    ) -> None:
+    def __init__(self, world_model: WorldModel, cost: Cost, planner: Planner, replan_every: int, seed: int = 0) -> None:
         if isinstance(replan_every, bool) or not isinstance(replan_every, int) or replan_every < 1:
             raise ValueError(f"agent.replan_every={replan_every!r}: expected an integer of 1 or more")
         self.world_model, self.cost, self.planner = world_model, cost, planner
         self.replan_every, self.seed = replan_every, seed
+        self.last_plan: Plan | None
+        self.evaluations: int
+        self.decisions: int
+        self.seconds: float
+        self._taken: int
         self._modulation: Modulation | None = None
         self._start_over()
 
@@ -101,7 +104,7 @@ class Agent:
 
     def _start_over(self) -> None:
         self._generator = Generator().manual_seed(self.seed)
-        self.last_plan: Plan | None = None
+        self.last_plan = None
         self._taken = 0
         self.evaluations = self.decisions = 0
         self.seconds = 0.0

@@ -26,6 +26,7 @@ class Settings:
     perception: Any = None
     world_model: Any = None
     criterion: Any = None
+    geometry: Any = None
     cost: Any = None
     planner: Any = None
     agent: Any = None

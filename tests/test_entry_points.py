@@ -170,7 +170,6 @@ def test_the_three_commands(
     assert "results and figures are in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", MAINS)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -181,20 +180,13 @@ def test_the_three_commands(
         ("paths.root=/dev/null/x", "error: cannot make the output folder /dev/null/x"),
     ],
 )
-def test_a_wrong_override_is_one_message(
-    name: str,
-    override: str,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    trust_tiny: None,
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command(name, monkeypatch, *TINY, "stages=[pretrain]", override)
-    told = capsys.readouterr().err
-    assert caught.value.code == 1
-    assert message in told
-    assert "Traceback" not in told
+def test_a_wrong_override_is_one_message(override: str, message: str) -> None:
+    """In a process of its own: where a tracer runs, as for coverage, Hydra takes it for a debugger and raises."""
+    words = [sys.executable, "-m", "lightning_jepa.pipeline", *TINY, override]
+    answer = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert answer.returncode == 1
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_help_answers_as_a_command() -> None:

@@ -125,21 +125,6 @@ def test_convolutional_physics_is_local() -> None:
     assert not changed[:, 4:].any()
 
 
-def test_action_enters_as_planes_of_constant_numbers_would() -> None:
-    """Away from the border, W * [s, a planes] = W_s * s + (sum of W_a over the kernel) a."""
-    predictor = stir(ConvPredictor((3, 9, 9), 2, hidden=8, depth=1))
-    planes = nn.Conv2d(5, 8, 3, padding=1)
-    with torch.no_grad():
-        planes.weight[:, :3] = predictor.first.weight
-        planes.weight[:, 3:] = predictor.action.weight[:, :, None, None] / 9
-        planes.bias.copy_(predictor.first.bias)
-    s, a = torch.randn(4, 3, 9, 9), torch.randn(4, 2)
-    x = planes(torch.cat([s, a[:, :, None, None].expand(-1, -1, 9, 9)], 1)).relu()
-    expected = s + predictor.last(x)
-    found = predictor(s.flatten(1)[:, None], a[:, None]).view_as(s)
-    torch.testing.assert_close(found[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], atol=1e-4, rtol=1e-4)
-
-
 def test_residual_sum_keeps_its_precision_under_autocast() -> None:
     """The network may run in bfloat16; s + f(s, a) is summed in float32, or small steps would be lost."""
     predictor = ConvPredictor((2, 3, 3), 2, hidden=8)

@@ -40,7 +40,7 @@ class JEPAPretraining(L.LightningModule):
         geometry: a criterion with a `metric` from states [..., D] to [..., E], or none: distances of states.
 
     Raises:
-        ValueError: if the weights do not match the terms, or batches lack the level that the geometry needs.
+        ValueError: with the first batch, if the weights do not match the terms or the batch's levels do not fit.
     """
 
     def __init__(
@@ -79,6 +79,11 @@ class JEPAPretraining(L.LightningModule):
     def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of the loss, unweighted, and the states [B, T, D] of the first level."""
         dense = windows[0]
+        if dense.actions.shape[2] != 1:
+            raise ValueError(
+                f"the first level's frames are {dense.actions.shape[2]} steps apart, and predictions go step by step: "
+                f"give the first of data.levels stride 1"
+            )
         actions = dense.actions[:, :, 0]
         states = self.jepa.encode(dense.observations)
         terms = {"prediction": self.jepa.energy(states, actions, self.horizon, self.every).mean()}
@@ -86,7 +91,10 @@ class JEPAPretraining(L.LightningModule):
             terms |= criterion(states, actions / self.jepa.action_scale)
         if self.geometry is not None:
             if len(windows) < 2:
-                raise ValueError("the geometry needs a second level of windows: add one to data.levels")
+                raise ValueError(
+                    "the geometry learns from a second level of windows, and the data have one: add for example "
+                    "{length: 9, stride: 20} to data.levels, or leave the geometry out (geometry=null)"
+                )
             terms |= self.geometry(self.jepa.encode(windows[1].observations), windows[1].actions)
         return terms, states
 
@@ -105,20 +113,20 @@ class JEPAPretraining(L.LightningModule):
     def validation_step(self, batch: tuple[Window, ...], batch_idx: int) -> None:
         """The same terms on layouts that were never trained on, and what the states hold."""
         mask = batch[0].mask
-        whole = tuple(Window(*(part[mask] for part in window)) for window in batch)
-        if not len(whole[0].mask):
-            return
-        terms, states = self.terms(whole)
+        rows = int(mask.sum())
+        # Ranks average together, so one that got nothing but padding takes part, with weight 0.
+        kept = mask if rows else ~mask
+        windows = tuple(Window(*(part[kept] for part in window)) for window in batch)
+        terms, states = self.terms(windows)
         self.log_dict(
-            {f"val/{name}": term for name, term in terms.items()}, batch_size=len(states), on_epoch=True, sync_dist=True
+            {f"val/{name}": term for name, term in terms.items()}, batch_size=rows, on_epoch=True, sync_dist=True
         )
         few = slice(None, None, max(1, states.shape[1] // 4))
-        self.spread.update(states[:, few].flatten(0, 1))
+        samples, truth = (part[:rows, few].flatten(0, 1) for part in (states, windows[0].truth))
+        self.spread.update(samples)
         if self.probe is not None:
-            truth = whole[0].truth[:, few].flatten(0, 1)
-            # Layouts are told apart by their factors, all but the first two, which are the agent's place.
-            key = (truth[:, 2:] * torch.arange(1, truth.shape[1] - 1, device=truth.device).mul(101)).sum(1)
-            self.probe.update(states[:, few].flatten(0, 1), truth, key)
+            # Layouts are told apart by their factors: all but the first two, which are the agent's place.
+            self.probe.update(samples, truth, truth[:, 2:])
 
     def on_validation_epoch_end(self) -> None:
         """Log the monitors."""
@@ -127,7 +135,7 @@ class JEPAPretraining(L.LightningModule):
         if self.probe is not None:
             found |= {f"probe/{name}_r2": value for name, value in self.probe.compute().items()}
             self.probe.reset()
-        self.log_dict(found)
+        self.log_dict(found, sync_dist=True)  # they are the same on all ranks already, which Lightning can't know
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer; a linear rise, then a cosine to zero, by the number of steps that the trainer will make."""

@@ -3,7 +3,7 @@
 Statistics are sums over samples, so that they add up over batches and over ranks; they are taken before any
 normalisation, which would hide a collapse.
 
-Legend: N samples, D state, F factors.
+Legend: N samples, D state, F factors, G numbers that tell layouts apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -20,6 +21,7 @@ class Spread(Metric):
 
     The effective rank is exp(entropy of the eigenvalues of the covariance, as shares of their sum), between 1 (collapse
     to a line) and D. Collapse to a point shows in `smallest_std`, and in `largest_std` when all of the state is dead.
+    States that are not finite make all of them NaN.
 
     Args:
         state_size: D.
@@ -47,6 +49,9 @@ class Spread(Metric):
         """The measures of all samples so far."""
         mean = self.total / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
+        if not covariance.isfinite().all():  # eigenvalues would fail where the alarm should speak
+            nan = mean.new_full((), torch.nan).float()
+            return {"effective_rank": nan, "smallest_std": nan, "largest_std": nan}
         std = covariance.diagonal().clamp_min(0).sqrt()
         share = torch.linalg.eigvalsh(covariance).clamp_min(0)
         share = share / share.sum().clamp_min(1e-12)
@@ -57,8 +62,8 @@ class Spread(Metric):
 class LinearProbe(Metric):
     """R2 of a ridge regression from frozen states to what the simulator knows, for a curve while training.
 
-    Fitted on the samples of every second layout and scored on those of the others. The exam (`evaluation.probes`) is
-    more thorough.
+    Fitted on the samples of every second layout and scored on those of the others; NaN where there is one layout alone.
+    The exam (`evaluation.probes`) is more thorough.
 
     Args:
         names: of the F factors.
@@ -77,7 +82,7 @@ class LinearProbe(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, states: Tensor, factors: Tensor, groups: Tensor) -> None:
-        """Add samples [N, D], their factors [N, F], and which layout each is from, any numbers [N]."""
+        """Add samples [N, D], their factors [N, F], and which layout each is from, any numbers [N, G]."""
         self.states.append(states.float())
         self.factors.append(factors.float())
         self.groups.append(groups)
@@ -87,11 +92,12 @@ class LinearProbe(Metric):
         x, y, group = (
             torch.cat(part) if isinstance(part, list) else part for part in (self.states, self.factors, self.groups)
         )
-        held_out = group.unique(return_inverse=True)[1] % 2 == 1
-        if held_out.all() or not held_out.any():
+        # A column of zeros keeps this going where G is 0: all samples are then of one layout.
+        held_out = F.pad(group, (0, 1)).unique(dim=0, return_inverse=True)[1] % 2 == 1
+        if not held_out.any():
             return {name: torch.full((), torch.nan) for name in self.names}
         fit = x[~held_out]
-        x = (x - fit.mean(0)) / (fit.std(0) + 1e-6)
+        x = (x - fit.mean(0)) / (fit.std(0, correction=0) + 1e-6)
         centre = y[~held_out].mean(0)
         fit = x[~held_out]
         gram = fit.T @ fit / len(fit) + self.ridge * torch.eye(x.shape[1], device=x.device)

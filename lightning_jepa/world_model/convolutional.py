@@ -15,8 +15,9 @@ class ConvPredictor(nn.Module):
     """s[t+1] = s[t] + f(s[t], a[t]) with convolutions: what happens at a place depends on its surroundings and on the
     action alone (paper section 4.4), so contact with a wall is learned once for all places and layouts.
 
-    The action enters as a bias of the first layer, one for each hidden channel: the same as planes of constant numbers
-    beside the state, but cheaper, and known at the borders as well. f starts at zero: "nothing changes".
+    The action scales and shifts the channels of each hidden layer. To move a thing is to multiply what is there with
+    where it goes: with the action as a mere bias, four times as many pushes at a wall leaked through it after the same
+    training. f starts at zero: "nothing changes".
 
     Args:
         state_shape: (c, h, w).
@@ -25,6 +26,7 @@ class ConvPredictor(nn.Module):
         depth: hidden layers; each but the first costs `hidden` squared.
         mixing: side of the kernels between hidden layers, 3, or 1 for layers that see one place at a time: with
             `depth=2` and 32 hidden channels that is about 1.4 times faster, and sees 2 places far instead of 3.
+        action_width: hidden units between the action and its scales and shifts.
 
     Raises:
         ValueError: if the state is no map, or a size does not fit.
@@ -33,7 +35,13 @@ class ConvPredictor(nn.Module):
     history = 1
 
     def __init__(
-        self, state_shape: Sequence[int], action_size: int, hidden: int = 32, depth: int = 2, mixing: int = 3
+        self,
+        state_shape: Sequence[int],
+        action_size: int,
+        hidden: int = 32,
+        depth: int = 2,
+        mixing: int = 3,
+        action_width: int = 64,
     ) -> None:
         super().__init__()
         if len(state_shape) != 3:
@@ -44,7 +52,9 @@ class ConvPredictor(nn.Module):
         self.map_shape = (channels, height, width)
         self.state_size, self.action_size = channels * height * width, action_size
         self.first = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.action = nn.Linear(action_size, hidden, bias=False)
+        self.action = nn.Sequential(
+            nn.Linear(action_size, action_width), nn.ReLU(), nn.Linear(action_width, 2 * hidden * depth)
+        )
         self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, mixing, padding=mixing // 2) for _ in range(depth - 1))
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
         for parameter in self.last.parameters():
@@ -54,8 +64,9 @@ class ConvPredictor(nn.Module):
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
         """[..., T, D], [..., T, A] -> [..., T, D]."""
         maps = s.reshape(-1, *self.map_shape).contiguous(memory_format=torch.channels_last)
+        modulation = self.action(a.flatten(0, -2))[:, :, None, None].chunk(2 * (1 + len(self.middle)), 1)
         # Channels side by side and ReLU in place: on CPU that is worth more than any trick with the convolutions.
-        x = (self.first(maps) + self.action(a.flatten(0, -2))[:, :, None, None]).relu_()
-        for layer in self.middle:
-            x = layer(x).relu_()
+        x = maps
+        for layer, scale, shift in zip((self.first, *self.middle), modulation[::2], modulation[1::2], strict=True):
+            x = torch.addcmul(shift, layer(x), 1 + scale).relu_()
         return s + self.last(x).reshape(s.shape)

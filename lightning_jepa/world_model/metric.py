@@ -22,6 +22,7 @@ class MetricSpace(nn.Module):
 
     def __init__(self, state_size: int, size: int = 32, hidden: int = 256) -> None:
         super().__init__()
+        self.state_size = state_size
         self.layers = nn.Sequential(
             nn.LayerNorm(state_size),
             nn.Linear(state_size, hidden),
@@ -34,6 +35,15 @@ class MetricSpace(nn.Module):
         )
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., D] -> [..., E]."""
+        """[..., D] -> [..., E].
+
+        Raises:
+            ValueError: if the states are of another size.
+        """
+        if states.shape[-1] != self.state_size:
+            raise ValueError(
+                f"states of {states.shape[-1]} numbers, the metric was built for {self.state_size}: set "
+                f"geometry.metric.state_size to {states.shape[-1]}"
+            )
         v: Tensor = self.layers(states)
         return v

@@ -71,7 +71,7 @@ class Gradient:
         start: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Plan:
-        """See `protocols.Planner`. Spends iterations * restarts * horizon model steps (and their backward) an episode."""
+        """See `protocols.Planner`. Spends iterations * restarts * horizon model steps an episode, with backward."""
         search = Search(s, world_model, cost, modulation, self.memory_mb)
         noise = coloured_noise(self.restarts, self.horizon, self.action_size, self.colour, generator, s)
         noise[0] = 0

@@ -1,7 +1,7 @@
 """Dynamic programming on the learned model: a graph of imagined states, and Mode-2 under its cost-to-go.
 
-Legend: B episodes, S candidates, H horizon, A action, D state, M numbers of the metric space, P pool of imagined states,
-O states that walks start from, W walks from each, L their steps, N nodes, K branches of a node.
+Legend: B episodes, S candidates, H horizon, A action, D state, M numbers of the metric space, L steps imagined,
+P pool of imagined states, N nodes, K edges of a node.
 """
 
 from __future__ import annotations
@@ -107,10 +107,11 @@ class GraphSearch:
         check_counts(branches=branches, branch_steps=branch_steps, action_size=action_size)
         check_positive(action_bound=action_bound, memory_mb=memory_mb)
         check_colour(colour)
-        if not max(2, origins) <= nodes <= origins * walks * walk_steps:
+        found = origins * walks * walk_steps
+        if not max(2, origins) <= nodes <= found:
             raise ValueError(
-                f"planner.nodes={nodes}: expected at least 2 (start and goal) and planner.origins={origins}, and at most "
-                f"origins * walks * walk_steps = {origins * walks * walk_steps}, the states that a round imagines"
+                f"planner.nodes={nodes}: expected at least 2 (start and goal), planner.origins={origins} or more, "
+                f"and at most origins * walks * walk_steps = {found}, the states that a round imagines"
             )
         self.planner, self.metric = planner, metric if metric is not None else nn.Identity()
         self.rounds, self.origins, self.walks, self.walk_steps = rounds, origins, walks, walk_steps

@@ -25,8 +25,8 @@ class MPPI:
     """Mode-2 by path integrals: the mean moves to the average of all candidates, weighted by exp(-F / temperature).
 
     F is first brought to the same scale in every episode: 0 at the best candidate and 1 at the average one, so that one
-    temperature serves energies of any size. The noise keeps its spread over the iterations. The mean itself is the first
-    candidate of every iteration, and the best sequence evaluated is the plan.
+    temperature serves energies of any size. The noise keeps its spread over the iterations. The mean itself is the
+    first candidate of every iteration, and the best sequence evaluated is the plan.
 
     Args:
         samples: candidates in each iteration.

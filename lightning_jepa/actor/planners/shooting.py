@@ -131,20 +131,23 @@ def coloured_noise(
 
 
 def warm_start(start: Tensor | None, s: Tensor, horizon: int, action_size: int) -> Tensor:
-    """The sequence [B, H, A] to start from: `start` [B, h, A], cut or filled up with its last action; zeros without one.
+    """The sequence [B, H, A] to start from: `start` [B, h, A], cut or filled up with zeros; only zeros without one.
+
+    Filled up with its last action instead, it would lead an agent that has arrived away from its goal again.
 
     Raises:
         ValueError: if the shape of `start` does not fit the episodes or the action size.
     """
+    first = s.new_zeros(len(s), horizon, action_size)
     if start is None:
-        return s.new_zeros(len(s), horizon, action_size)
+        return first
     if start.dim() != 3 or len(start) != len(s) or start.shape[1] < 1 or start.shape[2] != action_size:
         raise ValueError(
             f"the warm start has shape {tuple(start.shape)}, expected [{len(s)}, 1 or more, {action_size}]: "
             "set the planner's action_size to the world's, and start one sequence for each episode"
         )
-    missing = horizon - start.shape[1]
-    return torch.cat([start[:, :horizon], start[:, -1:].expand(-1, max(missing, 0), -1)], 1).detach().clone()
+    first[:, : start.shape[1]] = start[:, :horizon]
+    return first
 
 
 def check_counts(**counts: int) -> None:

@@ -80,11 +80,18 @@ class InverseDynamics(nn.Module):
 
     Args:
         head: f, from states [N, D] and [N, D] to actions [N, A].
+        every: look at every so many-th pair of a window. A few teach the same, and the head costs as much as the
+            encoder.
+
+    Raises:
+        ValueError: if `every` is below 1.
     """
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: nn.Module, every: int = 1) -> None:
         super().__init__()
-        self.head = head
+        if every < 1:
+            raise ValueError(f"every={every}: give at least 1")
+        self.head, self.every = head, every
 
     def forward(self, states: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """States [B, T, D] and actions [B, T - 1, A] -> the term "inverse_dynamics".
@@ -92,10 +99,11 @@ class InverseDynamics(nn.Module):
         Raises:
             ValueError: if there is not one action between each two states, or it is of another size.
         """
-        found: Tensor = self.head(states[:, :-1].flatten(0, 1), states[:, 1:].flatten(0, 1))
+        before, after = states[:, : -1 : self.every], states[:, 1 :: self.every]
+        found: Tensor = self.head(before.flatten(0, 1), after.flatten(0, 1))
         if (*states[:, 1:].shape[:2], found.shape[1]) != actions.shape:
             raise ValueError(
                 f"states of shape {tuple(states.shape)} and actions of shape {tuple(actions.shape)}: expected "
                 f"[B, T, D] and [B, T - 1, {found.shape[1]}]"
             )
-        return {"inverse_dynamics": (found - actions.flatten(0, 1)).square().mean()}
+        return {"inverse_dynamics": (found - actions[:, :: self.every].flatten(0, 1)).square().mean()}
