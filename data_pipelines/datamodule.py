@@ -67,6 +67,8 @@ class EpisodeData(L.LightningDataModule):
         self.batch_size, self.steps_per_epoch, self.workers = batch_size, steps_per_epoch, workers
         self.val_windows_per_episode = val_windows_per_episode
         self.observation_shape = tuple(observation_shape) if observation_shape is not None else None
+        self._batches: Batches | None = None
+        self._state: dict[str, int] | None = None
 
     @cached_property
     def train_episodes(self) -> EpisodeFolder:
@@ -127,7 +129,19 @@ class EpisodeData(L.LightningDataModule):
         plan = ShuffledEpisodes(count, len(self.levels), self.batch_size, self.seed, rank, ranks)
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         windows = WindowBatches(self.train_episodes, plan, self.levels)
-        return Batches(windows, self.steps_per_epoch, self.workers, epoch)
+        self._batches = Batches(windows, self.steps_per_epoch, self.workers, epoch)
+        if self._state is not None:
+            self._batches.load_state_dict(self._state)
+            self._state = None
+        return self._batches
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training is in the stream; goes into checkpoints."""
+        return {} if self._batches is None else self._batches.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on there. Lightning hands a loader's state to the loader too late when its length was asked for before."""
+        self._state = state_dict or None
 
     def val_dataloader(self) -> Batches:
         """Every validation episode, the same windows each time."""

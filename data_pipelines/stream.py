@@ -8,7 +8,7 @@ Legend: B batch, L levels, T frames of a window, C H W image, A action, P body, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import NamedTuple, Protocol
 
@@ -165,19 +165,20 @@ class WindowBatches(Dataset[tuple[Window, ...]]):
 
 
 class _Numbers(Sampler[int]):
-    """The numbers of an epoch's batches."""
+    """The numbers of the batches of one walk."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.epoch = steps, 0
+    def __init__(self) -> None:
+        self.numbers = range(0)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.steps, (self.epoch + 1) * self.steps))
+        return iter(self.numbers)
 
 
 class Batches:
     """A sized stream of batches: exactly `steps` in an epoch, for any number of workers; each walk is the next epoch.
 
-    It is not itself a DataLoader, so that Lightning leaves it as it is: rank and number of ranks are in the plan.
+    It is not itself a DataLoader, so that Lightning leaves it as it is: rank and number of ranks are in the plan. Its
+    state is the number of the next batch; a walk that is taken up again goes on there, to the end of its epoch.
 
     Args:
         windows: batches by number.
@@ -188,8 +189,9 @@ class Batches:
     """
 
     def __init__(self, windows: WindowBatches, steps: int, workers: int, epoch: int = 0, repeat: bool = False) -> None:
-        self.steps, self.epoch, self.repeat = steps, epoch, repeat
-        self._numbers = _Numbers(steps)
+        self.steps, self.repeat = steps, repeat
+        self.start = self.next = epoch * steps  # where the next walk starts, and the batch that follows the last given
+        self._numbers = _Numbers()
         self._loader = DataLoader(
             windows,
             batch_size=None,  # items are whole batches already
@@ -204,6 +206,18 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Window, ...]]:
         # An epoch counts when its first batch is asked for: Lightning and PyTorch also make iterators they don't use.
-        self._numbers.epoch = self.epoch
-        self.epoch += not self.repeat
-        yield from self._loader
+        end = (self.start // self.steps + 1) * self.steps
+        self.next, self._numbers.numbers = self.start, range(self.start, end)
+        if not self.repeat:
+            self.start = end
+        for batch in self._loader:
+            self.next += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """{"next": number of the next batch}, the same on every rank."""
+        return {"next": self.next}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Start the next walk there."""
+        self.start = self.next = state["next"]

@@ -33,14 +33,16 @@ def run_folder(runs: str, name: str, resume: str | None) -> str:
     """The folder of this run, the same on every process of a job.
 
     A job's own id comes first: all ranks share it, and a requeued SLURM job keeps it. torchrun without --rdzv-id says
-    "none" for every job, so that one does not count. `resume=auto` returns to the newest folder of that name.
+    "none" for every job, so that one does not count. `resume=auto` returns to the newest folder of that name in which
+    training came as far as a checkpoint, or else to the newest.
     """
     torchelastic = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     job = os.environ.get("SLURM_JOB_ID") or (torchelastic if torchelastic != "none" else None)
     if job:
         return str(Path(runs, name, job))
-    earlier = sorted(Path(runs, name).glob("????-??-??_??-??-??")) if resume == "auto" else []
-    return str(earlier[-1] if earlier else Path(runs, name, STARTED))
+    earlier = Path(runs, name).glob("????-??-??_??-??-??") if resume == "auto" else ()
+    newest = max(earlier, key=lambda folder: (any(folder.rglob("last.ckpt")), folder.name), default=None)
+    return str(newest or Path(runs, name, STARTED))
 
 
 def writable(folder: str | Path) -> Path:

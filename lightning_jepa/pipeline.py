@@ -10,7 +10,11 @@ from omegaconf import DictConfig
 from lightning_jepa.errors import one_message
 from lightning_jepa.paths import CONF
 
-STAGES = ("collect", "pretrain", "evaluate")
+STAGES = {
+    "collect": ("collection",),
+    "pretrain": ("data", "stage"),
+    "evaluate": ("evaluation",),
+}  # and what each builds
 
 
 def pipeline(cfg: DictConfig) -> Path | None:
@@ -23,11 +27,12 @@ def pipeline(cfg: DictConfig) -> Path | None:
         ValueError: for a stage that does not exist, and whatever a stage raises.
     """
     from lightning_jepa import tracking
-    from lightning_jepa.build import build
+    from lightning_jepa.build import build, checked
     from lightning_jepa.checkpoint import LAST
     from lightning_jepa.distributed import require_one_process
     from lightning_jepa.evaluate import evaluate
     from lightning_jepa.evaluation import results
+    from lightning_jepa.paths import writable
     from lightning_jepa.train import train
 
     if not cfg.stages or not set(cfg.stages) <= set(STAGES):
@@ -37,7 +42,13 @@ def pipeline(cfg: DictConfig) -> Path | None:
             f"resume={cfg.resume} goes on with one stage (python -m lightning_jepa.train); here: resume=auto"
         )
     require_one_process(cfg.trainer, "the pipeline")
-    evaluated, destination = [], Path(cfg.paths.results, f"{cfg.name}.json")
+    # What cannot work is told now, not when its stage comes.
+    for stage in cfg.stages:
+        for part in STAGES[stage]:
+            build(cfg[part])
+    if "pretrain" in cfg.stages:
+        checked(cfg.trainer)
+    evaluated, destination = [], writable(cfg.paths.results) / f"{cfg.name}.json"
     with tracking.tracked(cfg, "pipeline") as logger:
         parent = tracking.run_id(logger)
         if "collect" in cfg.stages:
@@ -67,6 +78,11 @@ def pipeline(cfg: DictConfig) -> Path | None:
 def main(cfg: DictConfig) -> None:
     """The command line."""
     written = pipeline(cfg)
+    if written is not None:
+        from lightning_jepa.evaluation.readme import summary
+        from lightning_jepa.evaluation.results import load
+
+        print(summary(load(written)))
     print(f"results: {written or 'none, evaluate was not among the stages'}")
     print(f"curves and figures: make ui, then http://127.0.0.1:5000, experiment {cfg.name}")
 

@@ -17,16 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow when it is imported, so before that
+# Read by mlflow when it is imported, so before that: its log lines go where all others go.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_jepa import checkpoint
-from lightning_jepa.build import build
+from lightning_jepa.build import build, resolved
 from lightning_jepa.distributed import is_main
 from lightning_jepa.evaluation.provenance import git_sha
 from lightning_jepa.paths import writable
@@ -83,11 +86,14 @@ def mlflow_logger(
         run_id = memo.read_text().strip() if memo.is_file() else None
     elif resume is not None:
         run_id = checkpoint.read(resume).get("run_id")
+    client, place = MlflowClient(tracking_uri), None if _is_server(tracking_uri) else Path(artifacts).resolve().as_uri()
+    if client.get_experiment_by_name(experiment) is None:  # the logger would make it too, with a warning
+        client.create_experiment(experiment, place)
     logger = Tracker(
         experiment_name=experiment,
         run_name=run_name,
         tracking_uri=tracking_uri,
-        artifact_location=None if _is_server(tracking_uri) else Path(artifacts).resolve().as_uri(),
+        artifact_location=place,
         tags={"mlflow.parentRunId": parent} if parent else None,
         run_id=run_id,
     )
@@ -144,6 +150,7 @@ def describe(logger: Any, stage: str, cfg: DictConfig) -> None:
 @contextmanager
 def tracked(cfg: DictConfig, stage: str) -> Iterator[Logger]:
     """The logger of `cfg.tracking`; its run is described, and ends as FINISHED or FAILED like the block under it."""
+    plain(cfg)  # what does not fit together leaves no run behind
     logger: Logger = build(cfg.tracking)
     try:
         describe(logger, stage, cfg)
@@ -187,7 +194,7 @@ def log_files(logger: Any, path: str | Path, artifact_path: str) -> None:
 
 def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """A configuration as plain containers."""
-    content = OmegaConf.to_container(cfg, resolve=resolve)
+    content = resolved(cfg) if resolve else OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 

@@ -27,17 +27,25 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     from lightning_jepa import checkpoint, tracking
     from lightning_jepa.build import build
+    from lightning_jepa.distributed import is_main
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     resume = checkpoint.resume_path(cfg.resume, cfg.paths.out)
     start = resume or cfg.init_from
     stage, data = build(cfg.stage), build(cfg.data)
-    if start is not None:  # before anything is tracked, so that one that does not fit leaves no run behind
+    # Before anything is tracked, so that data or a checkpoint that do not fit leave no run behind.
+    data.setup("fit")
+    if start is not None:
         checkpoint.load_weights(stage, checkpoint.read(start)["state_dict"], start)
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
     with tracking.tracked(cfg, "train") as logger:
         callbacks.append(checkpoint.EmbedConfig(tracking.plain(cfg), tracking.run_id(logger)))
         trainer: L.Trainer = build(cfg.trainer, logger=logger, callbacks=callbacks)
+        if is_main():
+            what = f"{sum(weight.numel() for weight in stage.parameters()):,} weights"
+            began = f", going on from {resume}" if resume else ""
+            where = trainer.strategy.root_device
+            print(f"{type(stage).__name__}: {what} on {where} in {trainer.precision}{began}", flush=True)
         tracking.log_data(logger, cfg.data.root, "train")
         trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -53,8 +61,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 @one_message
 def main(cfg: DictConfig) -> None:
     """The command line."""
+    from lightning_jepa.distributed import is_main
+
     done = train(cfg)
-    print(f"trained {done['step']} steps; next: python -m lightning_jepa.evaluate checkpoint={done['checkpoint']}")
+    if is_main():
+        print(f"trained {done['step']} steps; next: python -m lightning_jepa.evaluate checkpoint={done['checkpoint']}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lightning_jepa.build import build
+from lightning_jepa.build import build, checked
 
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
 
@@ -95,6 +95,49 @@ def test_wrong_keys_name_the_target_and_what_it_takes(change: dict[str, Any]) ->
     node = {key: value for key, value in {**LINEAR, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=r"torch\.nn\.Linear: .*it takes in_features, out_features, bias"):
         build(node)
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "expected"),
+    [
+        ("data_pipelines.datamodule.EpisodeData", {"batch_size": "many"}, "batch_size='many', expected int"),
+        ("data_pipelines.datamodule.EpisodeData", {"batch_size": 1.5}, "batch_size=1.5, expected int"),
+        ("data_pipelines.datamodule.EpisodeData", {"batch_size": True}, "batch_size=True, expected int"),
+        ("data_pipelines.datamodule.EpisodeData", {"levels": 3}, r"levels=3, expected Sequence\[Mapping\[str, int\]\]"),
+        ("lightning_jepa.cost.goal.GoalEnergy", {"metric": "l2"}, r"metric='l2', expected torch\.nn\..*Module \| None"),
+        ("lightning.Trainer", {"max_epochs": "abc"}, r"max_epochs='abc', expected Optional\[int\]"),
+        ("lightning.Trainer", {"precision": 12}, "precision=12, expected Union.*bf16-mixed"),
+    ],
+)
+def test_wrong_types_name_what_was_expected(target: str, given: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=f"{target}: {expected}"):
+        build({"_target_": target, "_partial_": True, **given})
+
+
+@pytest.mark.parametrize(
+    ("target", "given"),
+    [
+        ("data_pipelines.datamodule.EpisodeData", {"observation_shape": None, "root": "x", "levels": [{}]}),
+        ("data_pipelines.worlds.rooms.RoomsWorld", {"radius": 1, "layouts": {"_target_": "torch.nn.Tanh"}}),
+        ("torch.optim.AdamW", {"lr": 1e-3, "betas": [0.9, 0.95]}),
+        ("lightning.Trainer", {"max_epochs": None, "precision": "bf16-mixed", "devices": "auto", "logger": False}),
+    ],
+)
+def test_right_types_pass(target: str, given: dict[str, Any]) -> None:
+    assert checked({"_target_": target, "_partial_": True, **given})["_target_"] == target
+
+
+def test_annotations_for_type_checkers_alone_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiny.Forgetful.__init__.__annotations__", {"factor": "NameOfNoModule"})
+    assert checked({"_target_": "tiny.Forgetful", "part": 1, "factor": 2}, trusted=("tiny.",))["factor"] == 2
+
+
+def test_parts_that_do_not_fit_together_are_told() -> None:
+    cfg = OmegaConf.create({"one": {**LINEAR, "in_features": "${two.size}"}, "two": {}})
+    with pytest.raises(
+        ValueError, match=r"one.in_features: Interpolation key 'two.size' not found. The parts do not fit"
+    ):
+        build(cfg.one)
 
 
 def test_a_constructors_own_complaint_comes_through() -> None:

@@ -169,6 +169,15 @@ def test_a_cost_that_is_not_finite_is_refused(name: str) -> None:
         plan(MAKE[name](), cost=not_finite)
 
 
+def not_differentiable(states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+    return (0 * states.sum(-1)).sqrt()
+
+
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="no derivative there.*sampling planner"):
+        plan(MAKE["gradient"](), cost=not_differentiable)
+
+
 @every_planner
 @pytest.mark.parametrize(
     "wrong",

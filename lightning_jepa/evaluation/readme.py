@@ -1,4 +1,4 @@
-"""The README's tables, made from the results files: `python -m lightning_jepa.evaluation.readme`.
+"""The README's tables, made from the results files: `python -m lightning_jepa.evaluation.readme`; and their summary.
 
 Replaces what stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->` by the tables of results/NAME.json.
 """
@@ -48,6 +48,18 @@ def readme_table(results: Results) -> str:
     where = f"Seeds {seeds}, {results.date}, commit {results.git}, {results.machine}."
     lines.append(f"{where} {protocol}.")
     return "\n\n".join(lines) + "\n"
+
+
+def summary(results: Results) -> str:
+    """The metrics that have a target or a label, a line each, and the protocol's note, for the console."""
+    rows = {
+        results.targets[key].get("label", key): cell(figure)
+        for key, figure in results.metrics.items()
+        if key in results.targets
+    }
+    width = max(map(len, rows), default=0)
+    lines = [f"  {label:<{width}}  {value}" for label, value in rows.items()]
+    return "\n".join([*lines, *([f"note: {results.protocol['note']}"] if "note" in results.protocol else [])])
 
 
 def refresh(text: str, folder: Path) -> str:

@@ -78,6 +78,7 @@ class TwoRoomsExam:
         probe_walks, test_walks, pushes, rank_layouts: see `WorldModelExam`.
         targets: for a key, its label and `at_least` or `at_most`.
         name: of the experiment.
+        note: what a reader of the results has to know before anything else.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class TwoRoomsExam:
         rank_layouts: int = 40,
         targets: Mapping[str, Mapping[str, Any]] | None = None,
         name: str = "two_rooms",
+        note: str | None = None,
     ) -> None:
         self.world, self.name, self.batch, self.radius = world, name, batch, radius
         self.planner, self.planners, self.larger, self.cost, self.agent = planner, planners, larger, cost, agent
@@ -118,7 +120,7 @@ class TwoRoomsExam:
             "resolution": world.observation_shape[-1],
             "pushes": pushes,
             "intervals": "95 %: Wilson for shares, bootstrap over layouts for R2, Student's t for other means",
-        }
+        } | ({} if note is None else {"note": note})
 
     def run(self, stage: Examinee, seed: int, out: Path) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""

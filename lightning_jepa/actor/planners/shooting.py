@@ -53,7 +53,11 @@ class Search:
         return torch.cat(totals, 1)
 
     def gradient(self, candidates: Tensor) -> Tensor:
-        """dF/da of candidates [B, S, H, A]; the world model's and the cost's parameters receive none."""
+        """dF/da of candidates [B, S, H, A]; the world model's and the cost's parameters receive none.
+
+        Raises:
+            ValueError: if an energy or a gradient is not finite.
+        """
         gradients = []
         # Tensors made under inference mode, by whoever calls, can't take part in a graph, but their copies can.
         with torch.inference_mode(False), torch.enable_grad():
@@ -62,7 +66,13 @@ class Search:
             for piece in self._pieces(candidates):
                 actions = piece.detach().clone().requires_grad_()
                 states, total = self._imagine(s, actions, modulation)
-                gradients.append(torch.autograd.grad(total.sum(), actions)[0])
+                (gradient,) = torch.autograd.grad(total.sum(), actions)
+                if not torch.isfinite(gradient).all():
+                    raise ValueError(
+                        "the gradient of the planning cost is not finite, though the cost is: world model or cost has "
+                        "no derivative there (a square root at 0, a division); plan with a sampling planner instead"
+                    )
+                gradients.append(gradient)
                 self._keep_best(piece, states.detach(), total.detach())
         return torch.cat(gradients, 1)
 
