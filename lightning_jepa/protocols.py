@@ -5,7 +5,7 @@ Legend: B batch, T time, C H W image, D state, A action, S candidates, H horizon
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
@@ -69,6 +69,15 @@ class Planner(Protocol):
         generator: Generator | None = None,
     ) -> Plan:
         """Plan from s [B, D]; `start` [B, H, A] is a warm start, usually the rest of the previous plan."""
+        ...
+
+
+@runtime_checkable
+class CostBuilder(Protocol):
+    """A planner that makes its own cost for a start and a goal, such as the cost-to-go of a search over a graph."""
+
+    def build(self, s: Tensor, world_model: WorldModel, goal: Tensor, generator: Generator | None = None) -> Cost:
+        """For B episodes that stand at s [B, D] and have goals [B, D]."""
         ...
 
 

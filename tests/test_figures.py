@@ -109,6 +109,7 @@ def exam(world: RoomsWorld, **changes) -> TwoRoomsExam:
         "tasks": some_tasks(world),
         "planner": Straight(),
         "planners": {"straight": Straight},
+        "search": Straight(),
         "larger": Straight,
         "cost": GoalEnergy,
         "agent": Cycle,
@@ -181,7 +182,7 @@ def test_the_control_needs_weights_to_randomise(world):
         encode, rollout = Blind().encode, Blind().rollout
 
     with pytest.raises(ValueError, match="randomise for the control"):
-        WorldModelExam(world, 20, 10, 10, 2).run(Bare(), GoalEnergy(), 0)
+        WorldModelExam(world, 20, 10, 10, 2).run(Bare(), GoalEnergy(), lambda s, goal: GoalEnergy(), 0)
 
 
 def test_overheard_and_overseen_pass_everything_on():

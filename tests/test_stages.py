@@ -176,33 +176,41 @@ def test_probe_of_one_layout_is_unknown(numbers: int) -> None:
 # The geometry
 
 
-def test_temporal_contrast_is_its_equation() -> None:
-    """contrast = - mean over both directions of log exp(-F(t, t')) / sum_{u != t} exp(-F(t, u)), t' the next or last."""
+@pytest.mark.parametrize("stride", [1, 6])
+def test_temporal_contrast_is_its_equation(stride: int) -> None:
+    """contrast = - mean over both directions of log exp(-F(t, t')) / sum_{u != t} exp(-F(t, u)), t' the next or last,
+    F(t, u) = |v[t] - v[u]|^2 / stride."""
     states = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     v = states.double().numpy()
-    energy = np.square(v[:, :, None] - v[:, None]).sum(-1)
+    energy = np.square(v[:, :, None] - v[:, None]).sum(-1) / stride
     terms = []
     for episode in energy:
         for t, other in [(t, t + 1) for t in range(4)] + [(t, t - 1) for t in range(1, 5)]:
             likely = np.exp(-np.delete(episode[t], t)).sum()
             terms.append(episode[t, other] + np.log(likely))
-    found = TemporalContrast(nn.Identity())(states, torch.zeros(2, 4, 1, 2))
+    found = TemporalContrast(nn.Identity())(states, stride)
     assert found.keys() == {"contrast"}
     assert float(found["contrast"]) == pytest.approx(np.mean(terms), rel=1e-5)
 
 
-@pytest.mark.parametrize("detach", [False, True])
-def test_temporal_contrast_may_leave_the_states_alone(detach: bool) -> None:
+def test_temporal_contrast_teaches_metric_and_states() -> None:
     states = torch.randn(2, 4, SIZE, requires_grad=True)
-    contrast = TemporalContrast(MetricSpace(SIZE, hidden=8), detach)
-    contrast(states, torch.zeros(2, 3, 6, 2))["contrast"].backward()
-    assert (states.grad is None) == detach
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in contrast.parameters())
+    contrast = TemporalContrast(MetricSpace(SIZE, hidden=8))
+    contrast(states, 2)["contrast"].backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in (states, *contrast.parameters()))
+
+
+def test_all_levels_teach_the_geometry(shards: str) -> None:
+    """Its term is the mean of those of each level, at that level's stride."""
+    module, batch = stage(), first_batch(shards)
+    terms, states = module.terms(batch)
+    coarse = module.geometry(module.jepa.encode(batch[1].observations), 6)["contrast"]
+    assert torch.allclose(terms["contrast"], (module.geometry(states, 1)["contrast"] + coarse) / 2)
 
 
 def test_what_the_geometry_refuses() -> None:
     with pytest.raises(ValueError, match="windows of 2 states: a contrast over time needs at least 3"):
-        TemporalContrast(nn.Identity())(torch.randn(2, 2, 3), torch.zeros(2, 1, 1, 2))
+        TemporalContrast(nn.Identity())(torch.randn(2, 2, 3), 1)
     with pytest.raises(ValueError, match=r"states of 7 numbers, .* for 8: set geometry.metric.state_size to 7"):
         MetricSpace(8)(torch.randn(2, 7))
 
@@ -254,7 +262,6 @@ def test_actions_reach_criteria_in_units_of_the_action_scale(shards: str) -> Non
             r"stage.weights has .*'variants'.* give .*: name exactly these",
         ),
         ({"weights": {"prediction": 1.0}}, None, r"stage.weights has \['prediction'\], the criteria give"),
-        ({}, [{"length": 5, "stride": 1}], r"second level of windows.* add .* to data.levels.*geometry=null"),
         ({}, [{"length": 5, "stride": 2}] * 2, r"2 steps apart.* give the first of data.levels stride 1"),
         ({"horizon": 5}, None, "horizon=5"),
     ],

@@ -1,13 +1,16 @@
 """What bounds success: the true one of each learned part is swapped in, the rest stays as it is.
 
-A row that rises when a part is replaced by the truth names that part as a bound.
+A row that rises when a part is replaced by the truth names that part as a bound. Two searches are looked at: the
+agent's own, which may build a cost for each goal, and one that descends the cost it is given.
 
-    learned          learned dynamics, learned cost
-    true_contact     true dynamics,    learned cost of the true picture
-    true_cost        learned dynamics, true way's length from the decoded position
-    true_both        true dynamics,    true way's length from the position perceived in the true picture
-    true_all         true dynamics,    true way's length: what is left is search
-    larger_search    as learned, with a larger budget
+    agent                 learned dynamics, the agent's own search
+    agent_larger          the same with a larger budget
+    agent_true_contact    true dynamics and perception, the agent's own search
+    goal_energy           learned dynamics, energy of the goal
+    true_contact          true dynamics,    energy of the goal in the true picture
+    true_cost             learned dynamics, true way's length from the decoded position
+    true_contact_cost     true dynamics,    true way's length from the position perceived in the true picture
+    true_all              true dynamics,    true way's length: what is left is search
 
 Legend: B episodes, S candidates, H horizon, D state.
 """
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from lightning_jepa.evaluation.episodes import Acting, AgentPolicy, Episodes, run_episodes
 from lightning_jepa.evaluation.fields import Field, energy_field, perceived_field, way_field
-from lightning_jepa.evaluation.floors import TrueDynamics
+from lightning_jepa.evaluation.floors import PixelDistance, TrueDynamics
 from lightning_jepa.evaluation.rollouts import Decode
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.protocols import Cost, Planner, WorldModel
@@ -100,26 +103,34 @@ def diagnose(
     cost: Cost,
     decode: Decode,
     planner: Planner,
+    true_planner: Planner,
     larger: Planner | None,
+    search: Planner,
     make_agent: MakeAgent,
     radius: float = 4.5,
     batch: int = 50,
     progress: Progress | None = None,
 ) -> dict[str, Episodes]:
-    """One row for each swap, all on the same tasks, named as in the module's docstring."""
+    """One row for each swap, all on the same tasks, named as in the module's docstring.
+
+    `planner` is the agent's, `true_planner` the same for true positions, `larger` the same with a larger budget, and
+    `search` minimises whatever cost it is given.
+    """
     truth = TrueDynamics(world)
     ways, place = Ways(), EnergyOfPlace(world_model, cost)
     way, decoded = WayLength(ways, lambda s: s), WayLength(ways, decode)
     perceived = PerceivedWayLength(ways, world_model, decode)
     policies: Mapping[str, AgentPolicy] = {
-        "learned": AgentPolicy(make_agent(world_model, cost, planner)),
-        "true_contact": AgentPolicy(make_agent(truth, place, planner), place.prepare),
-        "true_cost": AgentPolicy(make_agent(world_model, decoded, planner), decoded.prepare),
-        "true_both": AgentPolicy(make_agent(truth, perceived, planner), perceived.prepare),
-        "true_all": AgentPolicy(make_agent(truth, way, planner), way.prepare),
+        "agent": AgentPolicy(make_agent(world_model, cost, planner)),
+        "agent_true_contact": AgentPolicy(make_agent(truth, PixelDistance(), true_planner)),
+        "goal_energy": AgentPolicy(make_agent(world_model, cost, search)),
+        "true_contact": AgentPolicy(make_agent(truth, place, search), place.prepare),
+        "true_cost": AgentPolicy(make_agent(world_model, decoded, search), decoded.prepare),
+        "true_contact_cost": AgentPolicy(make_agent(truth, perceived, search), perceived.prepare),
+        "true_all": AgentPolicy(make_agent(truth, way, search), way.prepare),
     }
     if larger is not None:
-        policies = {**policies, "larger_search": AgentPolicy(make_agent(world_model, cost, larger))}
+        policies = {**policies, "agent_larger": AgentPolicy(make_agent(world_model, cost, larger))}
     return {
         name: run_episodes(
             world, tasks, policy, radius=radius, batch=batch, progress=progress, label=f"diagnosis: {name}"

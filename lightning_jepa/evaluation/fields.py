@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_jepa.evaluation.states import encode_at, energies, way_lengths
 from lightning_jepa.evaluation.world import ExamWorld
@@ -92,11 +93,11 @@ def energy_field(
     encoded = encode_at(world, world_model, layouts, goals)
 
     def measure(episode: Tensor, ids: Tensor, positions: Tensor) -> Tensor:
-        found = []
-        for some, where, here in zip(episode.split(2048), ids.split(2048), positions.split(2048), strict=True):
-            states = encode_at(world, world_model, where, here)
-            found.append(energies(cost, states[:, None], encoded[some]))
-        return torch.cat(found)
+        # All places of an episode in its own row: a cost may have been built for these episodes.
+        counts = episode.bincount(minlength=len(layouts)).tolist()
+        states = encode_at(world, world_model, ids, positions).split(counts)
+        energy = energies(cost, pad_sequence(states, batch_first=True), encoded)
+        return torch.cat([row[:count] for row, count in zip(energy, counts, strict=True)])[:, None]
 
     return field(world, layouts, measure, pitch)
 

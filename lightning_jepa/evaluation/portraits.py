@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from lightning_jepa.evaluation.animation import Film, save_gif
+from lightning_jepa.evaluation.cost_rank import MakeCost, planning_cost
 from lightning_jepa.evaluation.diagnosis import MakeAgent
 from lightning_jepa.evaluation.episodes import first_tasks
 from lightning_jepa.evaluation.fields import energy_field, way_field
@@ -97,9 +98,10 @@ def draw_plans(
         plan_figure(path, world.walls.cpu(), tasks.starts, tasks.goals, decode(states), candidates)
 
 
-def draw_landscape(path: Path, world: ExamWorld, jepa: WorldModel, cost: Cost, tasks: Tasks) -> None:
-    """The energy of every place, above the true way's length."""
-    energy = energy_field(world, jepa, cost, tasks.layouts, tasks.goals)
+def draw_landscape(path: Path, world: ExamWorld, jepa: WorldModel, make_cost: MakeCost, tasks: Tasks) -> None:
+    """The cost of every place, above the true way's length."""
+    s, goals = (encode_at(world, jepa, tasks.layouts, where) for where in (tasks.starts, tasks.goals))
+    energy = energy_field(world, jepa, make_cost(s, goals), tasks.layouts, tasks.goals)
     way = way_field(world, tasks.layouts, tasks.goals)
     world.reset(tasks.layouts, tasks.goals)
     landscape_figure(
@@ -160,5 +162,6 @@ def draw_all(
     some, few = first_tasks(tasks, count), first_tasks(tasks, min(3, count))
     draw_rollouts(folder / "rollouts.png", world, jepa, decode, walks)
     draw_plans(folder / "plans.png", world, jepa, cost, planner, decode, some, seed)
-    draw_landscape(folder / "landscape.png", world, jepa, cost, few)
+    draw_landscape(folder / "landscape_goal_energy.png", world, jepa, lambda s, goal: cost, few)
+    draw_landscape(folder / "landscape.png", world, jepa, planning_cost(planner, cost, jepa, seed), few)
     film(folder / "episodes.gif", world, jepa, cost, planner, decode, make_agent, some, radius)

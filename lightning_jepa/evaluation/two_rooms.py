@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import nn
 
 from lightning_jepa.evaluation import provenance
+from lightning_jepa.evaluation.cost_rank import planning_cost
 from lightning_jepa.evaluation.diagnosis import diagnose
 from lightning_jepa.evaluation.episodes import (
     Acting,
@@ -67,6 +68,7 @@ class TwoRoomsExam:
         tasks: the committed list of starts and goals.
         planner: Mode-2 of the agent: a planner, or a partial one that lacks its `metric`.
         planners: others, compared on the same checkpoint.
+        search: a planner that minimises the cost it is given, for the true dynamics' floor and the diagnosis.
         larger: the agent's planner with a larger budget, for the diagnosis of search; none leaves that row out.
         cost: the planning cost, which lacks its `metric`.
         agent: the agent, which lacks `world_model`, `cost`, `planner` and `seed`.
@@ -88,6 +90,7 @@ class TwoRoomsExam:
         tasks: Tasks,
         planner: Planner | MakePlanner,
         planners: Mapping[str, Planner | MakePlanner],
+        search: Planner,
         larger: Planner | MakePlanner | None,
         cost: Callable[..., Cost],
         agent: Callable[..., Acting],
@@ -105,7 +108,8 @@ class TwoRoomsExam:
         note: str | None = None,
     ) -> None:
         self.world, self.name, self.batch, self.radius = world, name, batch, radius
-        self.planner, self.planners, self.larger, self.cost, self.agent = planner, planners, larger, cost, agent
+        self.planner, self.planners, self.larger, self.search = planner, planners, larger, search
+        self.cost, self.agent = cost, agent
         self.tasks, self.fewer = first_tasks(tasks, episodes), first_tasks(tasks, planner_episodes)
         self.diagnosed = first_tasks(tasks, diagnosis_episodes) if diagnosis_episodes else None
         self.world_model_exam = WorldModelExam(world, probe_walks, test_walks, pushes, rank_layouts)
@@ -133,7 +137,7 @@ class TwoRoomsExam:
         def make_agent(world_model: WorldModel, energy: Cost, search: Planner) -> Acting:
             return self.agent(world_model=world_model, cost=energy, planner=search, seed=seed)
 
-        model = self.world_model_exam.run(jepa, cost, seed)
+        model = self.world_model_exam.run(jepa, cost, planning_cost(planner, cost, jepa, seed), seed)
         with progress_bar() as bar:
             main = self._episodes(AgentPolicy(make_agent(jepa, cost, planner)), self.tasks, bar, "Mode-2")
             floors = self._floors(make_agent, seed, bar)
@@ -150,6 +154,8 @@ class TwoRoomsExam:
                     cost=cost,
                     decode=model.probe,
                     planner=planner,
+                    true_planner=_complete(self.planner, None),
+                    search=self.search,
                     larger=None if self.larger is None else _complete(self.larger, metric),
                     make_agent=make_agent,
                     radius=self.radius,
@@ -201,8 +207,7 @@ class TwoRoomsExam:
 
     def _floors(self, make_agent: Callable[..., Acting], seed: int, bar: Progress) -> Rows:
         """Rows of success at the last step, and at any step under NAME_ever."""
-        # The truth has its own metric: a planner that measures in one is built without the learned one.
-        truth = make_agent(TrueDynamics(self.world), PixelDistance(), _complete(self.planner, None))
+        truth = make_agent(TrueDynamics(self.world), PixelDistance(), self.search)
         runs: dict[str, tuple[Policy, Tasks]] = {
             "random": (RandomPolicy(seed), self.tasks),
             "straight": (StraightPolicy(seed), self.tasks),

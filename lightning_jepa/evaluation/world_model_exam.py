@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Generator, nn
 
 from lightning_jepa.evaluation import contact
-from lightning_jepa.evaluation.cost_rank import cost_rank_correlation
+from lightning_jepa.evaluation.cost_rank import MakeCost, cost_rank_correlation
 from lightning_jepa.evaluation.episodes import share
 from lightning_jepa.evaluation.floors import PixelDistance, TrueDynamics
 from lightning_jepa.evaluation.probes import LinearProbe, fit_probe, r2_figures, randomised, score
@@ -50,8 +50,11 @@ class WorldModelExam:
         self.world, self.probe_walks, self.test_walks = world, probe_walks, test_walks
         self.pushes, self.rank_layouts = pushes, rank_layouts
 
-    def run(self, jepa: WorldModel, cost: Cost, seed: int) -> WorldModelRows:
-        """Measure a JEPA, which has to be an `nn.Module` for the random-encoder control, and its planning cost."""
+    def run(self, jepa: WorldModel, cost: Cost, planning_cost: MakeCost, seed: int) -> WorldModelRows:
+        """Measure a JEPA, the energy of goals, and the cost that planning descends, which may be another.
+
+        The JEPA has to be an `nn.Module` for the random-encoder control.
+        """
         generator = Generator().manual_seed(seed)
         fit = random_walks(self.world, "train", self.probe_walks, HORIZONS[-1], generator)
         test = random_walks(self.world, "held_out", self.test_walks, HORIZONS[-1], generator)
@@ -64,7 +67,7 @@ class WorldModelExam:
         for rows in (
             self._rollouts(jepa, positions, test),
             self._contact(jepa, positions, seed),
-            self._rank(jepa, cost, seed),
+            self._rank(jepa, cost, planning_cost, seed),
         ):
             metrics.update(rows[0])
             controls.update(rows[1])
@@ -104,16 +107,20 @@ class WorldModelExam:
             controls[key] = {"true_dynamics": share(true)}
         return rows, controls
 
-    def _rank(self, jepa: WorldModel, cost: Cost, seed: int) -> tuple[Rows, dict[str, Rows]]:
-        key, count = "cost_rank_correlation", self.rank_layouts
-        found = cost_rank_correlation(self.world, jepa, cost, Generator().manual_seed(seed), layouts=count)
-        truth, raw = TrueDynamics(self.world), PixelDistance()
-        floor = cost_rank_correlation(self.world, truth, raw, Generator().manual_seed(seed), layouts=count)
-        rows = {
-            key: mean(found.by_layout.tolist()),
-            f"{key}_pooled": Figure(found.pooled, found.pooled, found.pooled, count),
+    def _rank(
+        self, jepa: WorldModel, cost: Cost, planning_cost: MakeCost, seed: int
+    ) -> tuple[Rows, dict[str, Rows]]:
+        def correlation(world_model: WorldModel, make_cost: MakeCost) -> Figure:
+            generator = Generator().manual_seed(seed)
+            found = cost_rank_correlation(self.world, world_model, make_cost, generator, layouts=self.rank_layouts)
+            return mean(found.tolist())
+
+        key, raw = "cost_rank_correlation", PixelDistance()
+        floors = {
+            "goal_energy": correlation(jepa, lambda s, goal: cost),
+            "pixel_distance": correlation(TrueDynamics(self.world), lambda s, goal: raw),
         }
-        return rows, {key: {"pixel_distance": mean(floor.by_layout.tolist())}}
+        return {key: correlation(jepa, planning_cost)}, {key: floors}
 
 
 def _frames(jepa: WorldModel, walks: Walks) -> tuple:

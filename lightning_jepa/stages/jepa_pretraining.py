@@ -26,8 +26,8 @@ class JEPAPretraining(L.LightningModule):
         loss = sum_i weight_i term_i,   terms = prediction + those of each criterion [+ contrast]
 
     No gradient is stopped between the two branches. The first level of a batch holds successive frames: predictions and
-    criteria look at it. With a `geometry`, the second level holds frames some steps apart, from which it learns a metric
-    for planning.
+    criteria look at it. With a `geometry`, all levels, whatever the steps between their frames, teach a metric for
+    planning.
 
     Args:
         jepa: encoder and predictor.
@@ -37,7 +37,8 @@ class JEPAPretraining(L.LightningModule):
         horizon: H, steps of each free-running prediction.
         every: steps between the starts of two predictions.
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
-        geometry: a criterion with a `metric` from states [..., D] to [..., E], or none: distances of states.
+        geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E]; or
+            none: distances of states.
 
     Raises:
         ValueError: with the first batch, if the weights do not match the terms or the batch's levels do not fit.
@@ -90,12 +91,9 @@ class JEPAPretraining(L.LightningModule):
         for criterion in self.criteria.values():
             terms |= criterion(states, actions / self.jepa.action_scale)
         if self.geometry is not None:
-            if len(windows) < 2:
-                raise ValueError(
-                    "the geometry learns from a second level of windows, and the data have one: add for example "
-                    "{length: 9, stride: 20} to data.levels, or leave the geometry out (geometry=null)"
-                )
-            terms |= self.geometry(self.jepa.encode(windows[1].observations), windows[1].actions)
+            encoded = [states] + [self.jepa.encode(window.observations) for window in windows[1:]]
+            found = [self.geometry(s, w.actions.shape[2]) for s, w in zip(encoded, windows, strict=True)]
+            terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
         return terms, states
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:

@@ -31,7 +31,8 @@ class GraphCost:
         nodes: in the metric space, [B, N, M].
         to_go: steps from each node to the goal, [B, N].
         unit: metric length of one step, [B].
-        reach: metric distance within which nodes count beyond the nearest one, [B].
+        reach: metric distance within which nodes count beyond the nearest one, [B]. Where it is as wide as a wall is
+            thick, the cost leaks through.
         metric: from states [..., D] to [..., M].
         memory_mb: bound on the distances held at once.
     """
@@ -80,6 +81,7 @@ class GraphSearch:
         branch_steps: steps in each; so many should lead further than to the next node.
         action_size: numbers in an action.
         action_bound: largest norm of an action; walks and moves are at full speed.
+        reach: nodes count for a state up to this share of the nodes' spacing beyond the nearest one.
         colour: temporal correlation of the walks, see `coloured_noise`.
         memory_mb: bound on the distances from nodes held at once while planning.
 
@@ -100,12 +102,13 @@ class GraphSearch:
         branch_steps: int,
         action_size: int,
         action_bound: float,
+        reach: float = 0.3,
         colour: float = 2.0,
         memory_mb: float = 256.0,
     ) -> None:
         check_counts(rounds=rounds, origins=origins, walks=walks, walk_steps=walk_steps, nodes=nodes)
         check_counts(branches=branches, branch_steps=branch_steps, action_size=action_size)
-        check_positive(action_bound=action_bound, memory_mb=memory_mb)
+        check_positive(action_bound=action_bound, reach=reach, memory_mb=memory_mb)
         check_colour(colour)
         found = origins * walks * walk_steps
         if not max(2, origins) <= nodes <= found:
@@ -116,7 +119,7 @@ class GraphSearch:
         self.planner, self.metric = planner, metric if metric is not None else nn.Identity()
         self.rounds, self.origins, self.walks, self.walk_steps = rounds, origins, walks, walk_steps
         self.nodes, self.branches, self.branch_steps = nodes, branches, branch_steps
-        self.action_size, self.action_bound, self.colour, self.memory_mb = action_size, action_bound, colour, memory_mb
+        self.action_size, self.action_bound, self.reach, self.colour, self.memory_mb = action_size, action_bound, reach, colour, memory_mb
         self._goal: Tensor | None = None
         self._cost: GraphCost | None = None
 
@@ -167,7 +170,7 @@ class GraphSearch:
         # Where no way to the goal was imagined, the straight one is the best guess, and worse than any that was.
         worst = to_go.masked_fill(to_go.isinf(), 0).amax(1, keepdim=True)
         to_go = torch.where(to_go.isinf(), worst + straight / unit[:, None], to_go)
-        return GraphCost(places, to_go, unit, spacing, self.metric, self.memory_mb)
+        return GraphCost(places, to_go, unit, self.reach * spacing, self.metric, self.memory_mb)
 
     def _explore(self, s: Tensor, world_model: WorldModel, goal: Tensor, generator: Generator | None) -> Tensor:
         """States [B, P, D] that can be reached from s or the goal, which are the first two."""

@@ -13,33 +13,35 @@ from torch import Tensor, nn
 class TemporalContrast(nn.Module):
     """InfoNCE over the times of an episode (paper section 4.3, Table 1): soon is near, any other time is far.
 
-        contrast = - mean_t log  exp(-F(t, t+1)) / sum_u exp(-F(t, u)),   F(t, u) = |v[t] - v[u]|^2,  v = metric(s)
+        contrast = - mean_t log  exp(-F(t, t+1)) / sum_u exp(-F(t, u)),   F(t, u) = |v[t] - v[u]|^2 / k,  v = metric(s)
 
-    Both directions of time count. Contrastive samples come from the same episode, so that what stays constant in an
-    episode cannot tell them apart, and what is left is where in the world the agent is. At its optimum F is, up to a
-    constant, minus the log of how much likelier it is to be at u shortly after t than at any time: where walls are in
-    between it grows with the way around them, not with the straight line through.
+    where frames are k steps apart: the square of a distance grows with time in a diffusion, so that one metric serves
+    windows of different strides, short ones for its detail and long ones for its reach. Both directions of time count.
+
+    Contrastive samples come from the same episode, so that what stays constant in an episode cannot tell them apart,
+    and what is left is where in the world the agent is. At its optimum F is, up to a constant, minus the log of how much
+    likelier it is to be at u shortly after t than at any time: where walls are in between it grows with the way around
+    them, not with the straight line through.
 
     Args:
         metric: v = metric(s), from states [..., D] to [..., E].
-        detach: leave the states as they are and train the metric alone.
     """
 
-    def __init__(self, metric: nn.Module, detach: bool = False) -> None:
+    def __init__(self, metric: nn.Module) -> None:
         super().__init__()
-        self.metric, self.detach = metric, detach
+        self.metric = metric
 
-    def forward(self, states: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """States [B, T, D], some steps apart (actions are not looked at) -> the term "contrast".
+    def forward(self, states: Tensor, stride: int) -> dict[str, Tensor]:
+        """States [B, T, D] of frames `stride` steps apart -> the term "contrast".
 
         Raises:
             ValueError: if there is no negative to contrast with.
         """
         times = states.shape[1]
         if times < 3:
-            raise ValueError(f"windows of {times} states: a contrast over time needs at least 3")
-        v = self.metric(states.detach() if self.detach else states).float()
-        energy = torch.cdist(v, v).square()
+            raise ValueError(f"windows of {times} states: a contrast over time needs at least 3; raise data.levels' length")
+        v = self.metric(states).float()
+        energy = torch.cdist(v, v).square() / stride
         energy = energy + torch.diag(torch.full((times,), torch.inf, device=v.device))  # itself is no answer
         later = torch.arange(1, times, device=v.device).expand(len(v), -1).flatten()
         forth = F.cross_entropy(-energy[:, :-1].flatten(0, 1), later)
