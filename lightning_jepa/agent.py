@@ -24,6 +24,9 @@ class Agent:
         cost: what plans minimise.
         planner: how they do it.
         replan_every: actions taken from one plan.
+        noise: standard deviation of what is added to each action, as a share of its norm. A model that is wrong about
+            one corner plans the same push at it for ever; a little noise gets past it, and none is left at the goal,
+            where actions are small.
         seed: of all random numbers from a `reset` on: the same observations then lead to the same actions.
 
     Attributes:
@@ -33,14 +36,24 @@ class Agent:
         seconds: time spent in `act` since `reset`, over all episodes.
 
     Raises:
-        ValueError: if `replan_every` is not an integer of at least one.
+        ValueError: if `replan_every` is not an integer of at least one, or `noise` is below zero.
     """
 
-    def __init__(self, world_model: WorldModel, cost: Cost, planner: Planner, replan_every: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        world_model: WorldModel,
+        cost: Cost,
+        planner: Planner,
+        replan_every: int,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         if isinstance(replan_every, bool) or not isinstance(replan_every, int) or replan_every < 1:
             raise ValueError(f"agent.replan_every={replan_every!r}: expected an integer of 1 or more")
+        if noise < 0:
+            raise ValueError(f"agent.noise={noise!r}: expected 0 (none) or more")
         self.world_model, self.cost, self.planner = world_model, cost, planner
-        self.replan_every, self.seed = replan_every, seed
+        self.replan_every, self.noise, self.seed = replan_every, noise, seed
         self.last_plan: Plan | None
         self.evaluations: int
         self.decisions: int
@@ -74,6 +87,8 @@ class Agent:
             self.last_plan = self._plan(observations, self._modulation)
             self._taken = 0
         action = self.last_plan.actions[:, self._taken]
+        drawn = torch.randn(action.shape, generator=self._generator).to(action)
+        action = action + self.noise * action.norm(dim=-1, keepdim=True) * drawn
         self._taken += 1
         self.decisions += len(action)
         self.seconds += time.perf_counter() - began

@@ -10,12 +10,6 @@ from omegaconf import DictConfig
 from lightning_jepa.errors import one_message
 from lightning_jepa.paths import CONF
 
-STAGES = {
-    "collect": ("collection",),
-    "pretrain": ("data", "stage"),
-    "evaluate": ("evaluation",),
-}  # and what each builds
-
 
 def pipeline(cfg: DictConfig) -> Path | None:
     """Run `cfg.stages` in order, each seed of `cfg.seeds` in turn, as children of one tracked run.
@@ -24,31 +18,17 @@ def pipeline(cfg: DictConfig) -> Path | None:
         The experiment's results file, merged over seeds; None if nothing was evaluated.
 
     Raises:
-        ValueError: for a stage that does not exist, and whatever a stage raises.
+        ValueError: as `precheck` and the stages.
     """
     from lightning_jepa import tracking
-    from lightning_jepa.build import build, checked
-    from lightning_jepa.checkpoint import LAST
-    from lightning_jepa.distributed import require_one_process
+    from lightning_jepa.build import build
     from lightning_jepa.evaluate import evaluate
     from lightning_jepa.evaluation import results
-    from lightning_jepa.paths import writable
+    from lightning_jepa.precheck import precheck, pretrained
     from lightning_jepa.train import train
 
-    if not cfg.stages or not set(cfg.stages) <= set(STAGES):
-        raise ValueError(f"stages={list(cfg.stages)}; choose some of {list(STAGES)}")
-    if cfg.resume not in (None, "auto"):
-        raise ValueError(
-            f"resume={cfg.resume} goes on with one stage (python -m lightning_jepa.train); here: resume=auto"
-        )
-    require_one_process(cfg.trainer, "the pipeline")
-    # What cannot work is told now, not when its stage comes.
-    for stage in cfg.stages:
-        for part in STAGES[stage]:
-            build(cfg[part])
-    if "pretrain" in cfg.stages:
-        checked(cfg.trainer)
-    evaluated, destination = [], writable(cfg.paths.results) / f"{cfg.name}.json"
+    precheck(cfg)
+    evaluated, destination = [], Path(cfg.paths.results, f"{cfg.name}.json")
     with tracking.tracked(cfg, "pipeline") as logger:
         parent = tracking.run_id(logger)
         if "collect" in cfg.stages:
@@ -59,7 +39,7 @@ def pipeline(cfg: DictConfig) -> Path | None:
                 tracking.log_data(own, step.data.root, "collect")
         for seed in cfg.seeds:
             step = tracking.nested(cfg, "pretrain", seed, parent)
-            trained = cfg.checkpoint or str(Path(step.paths.out, LAST))
+            trained = cfg.checkpoint or pretrained(cfg, seed)
             if "pretrain" in cfg.stages:
                 print(f"pretrain: seed {seed}", flush=True)
                 trained = train(step)["checkpoint"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FILE = re.compile(r"^```(?:python|yaml)\n# (?P<name>[\w/]+\.(?:py|yaml))\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#]+)|src=\"(?P<source>[^\"]+)")
+NAMED = re.compile(r"`((?:lightning_jepa|data_pipelines|conf|tests|docs|notebooks|benchmarks)/[\w./]+)`")
 MAKE = re.compile(r"`make ([a-z]+)|^make ([a-z]+)", re.MULTILINE)
 
 
@@ -41,12 +42,12 @@ def test_targets_of_make_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page: Path) -> None:
     """Names in code font with a folder of this repository in front."""
-    named = re.findall(r"`((?:lightning_jepa|data_pipelines|conf|tests|docs|notebooks|benchmarks)/[\w./]+)`", page.read_text())
+    named = NAMED.findall(page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 @pytest.fixture
-def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the files that docs/your-own-world.md shows."""
     folder = tmp_path / "example"
     for match in FILE.finditer((ROOT / "docs" / "your-own-world.md").read_text(encoding="utf-8")):
@@ -58,13 +59,13 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build, "TRUSTED", (*build.TRUSTED, "my_worlds."))
     yield folder
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_worlds"]:
-        assert isinstance(sys.modules.pop(name), ModuleType)
+        del sys.modules[name]
 
 
 def test_the_world_of_the_guide_is_collected_and_read(example: Path) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
-        search = f"hydra.searchpath=[file://{example}/my_conf]"
-        cfg = compose("config", [search, "experiment=lamp", f"paths.out={example}/run", "collection.episodes.train=100"])
+        fewer = ["collection.episodes.train=100", f"paths.out={example}/run"]
+        cfg = compose("config", [f"hydra.searchpath=[file://{example}/my_conf]", "experiment=lamp", *fewer])
     manifests = build.build(cfg.collection).run()
     assert {split: manifest.episodes for split, manifest in manifests.items()} == {"train": 100, "val": 40}
     data = build.build(cfg.data)

@@ -225,7 +225,7 @@ def test_the_metric_is_the_geometrys_or_none() -> None:
 
 
 def test_prediction_sends_gradients_through_both_branches(shards: str) -> None:
-    """E = |s[t+k] - Pred(s[t], a)|^2: the start s[0] and the targets s[1..4] of the one prediction all get a gradient."""
+    """E = |s[t+k] - Pred(s[t], a)|^2: the start s[0] and the targets s[1..4] of the one prediction get a gradient."""
     terms, states = stage().terms(first_batch(shards))
     (grad,) = torch.autograd.grad(terms["prediction"], states)
     assert (grad.abs().sum((0, 2)) > 0).all()

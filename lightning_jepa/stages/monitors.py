@@ -1,4 +1,4 @@
-"""What is watched while representations are trained: are they collapsing, and what can be read off them?
+"""What is watched while representations are trained: whether they collapse, and what can be read off them.
 
 Statistics are sums over samples, so that they add up over batches and over ranks; they are taken before any
 normalisation, which would hide a collapse.

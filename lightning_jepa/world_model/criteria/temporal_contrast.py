@@ -19,9 +19,9 @@ class TemporalContrast(nn.Module):
     windows of different strides, short ones for its detail and long ones for its reach. Both directions of time count.
 
     Contrastive samples come from the same episode, so that what stays constant in an episode cannot tell them apart,
-    and what is left is where in the world the agent is. At its optimum F is, up to a constant, minus the log of how much
-    likelier it is to be at u shortly after t than at any time: where walls are in between it grows with the way around
-    them, not with the straight line through.
+    and what is left is where in the world the agent is. At its optimum F is, up to a constant, minus the log of how
+    much likelier it is to be at u shortly after t than at any time: where walls are in between it grows with the way
+    around them, not with the straight line through.
 
     Args:
         metric: v = metric(s), from states [..., D] to [..., E].
@@ -39,7 +39,9 @@ class TemporalContrast(nn.Module):
         """
         times = states.shape[1]
         if times < 3:
-            raise ValueError(f"windows of {times} states: a contrast over time needs at least 3; raise data.levels' length")
+            raise ValueError(
+                f"windows of {times} states: a contrast over time needs at least 3; raise data.levels' length"
+            )
         v = self.metric(states).float()
         energy = torch.cdist(v, v).square() / stride
         energy = energy + torch.diag(torch.full((times,), torch.inf, device=v.device))  # itself is no answer
