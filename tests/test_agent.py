@@ -142,15 +142,17 @@ def test_plans_shorter_than_replan_every_are_refused() -> None:
 
 def test_noise_is_a_share_of_the_action_and_none_is_left_where_actions_are_zero() -> None:
     """a = plan + noise |plan| e, e ~ N(0, 1): the first planned action of the spy is 0, the second has norm sqrt(2)."""
-    agent = Agent(Counters(), GoalEnergy(), Spy(), replan_every=4, noise=0.5, seed=1)
-    agent.reset(picture(9, 9, episodes=4000))
-    still, moving = (agent.act(picture(0, 0, episodes=4000)) for _ in range(2))
+
+    def two_actions() -> list[Tensor]:
+        agent = Agent(Counters(), GoalEnergy(), Spy(), replan_every=4, noise=0.5, seed=1)
+        agent.reset(picture(9, 9, episodes=4000))
+        return [agent.act(picture(0, 0, episodes=4000)) for _ in range(2)]
+
+    still, moving = two_actions()
     assert (still == 0).all()
     assert moving.mean().item() == pytest.approx(1, abs=0.05)
     assert moving.std().item() == pytest.approx(0.5 * 2**0.5, rel=0.05)
-    agent.reset(picture(9, 9, episodes=4000))
-    agent.act(picture(0, 0, episodes=4000))
-    assert torch.equal(agent.act(picture(0, 0, episodes=4000)), moving)
+    assert torch.equal(two_actions()[1], moving)
 
 
 def test_negative_noise_is_refused() -> None:
