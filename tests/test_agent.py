@@ -155,6 +155,23 @@ def test_noise_is_a_share_of_the_action_and_none_is_left_where_actions_are_zero(
     assert torch.equal(two_actions()[1], moving)
 
 
-def test_negative_noise_is_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="agent.noise"):
         Agent(Counters(), GoalEnergy(), Spy(), replan_every=4, noise=-0.1)
+    with pytest.raises(ValueError, match="agent.precision"):
+        Agent(Counters(), GoalEnergy(), Spy(), replan_every=4, precision="8-bit")
+
+
+def test_half_precision_reaches_the_imagination_and_not_what_is_remembered() -> None:
+    class Linear(Counters):
+        def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+            self.found = torch.nn.functional.linear(s, torch.eye(2)).dtype
+            return super().rollout(s, actions)
+
+    for precision, expected in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        model = Linear()
+        planner = CEM(samples=4, iterations=1, elites=2, horizon=2, action_size=2, action_bound=1.0)
+        agent = Agent(model, GoalEnergy(), planner, replan_every=2, precision=precision)
+        agent.reset(picture(9, 9))
+        agent.act(picture(0, 0))
+        assert model.found == expected

@@ -1,0 +1,170 @@
+"""The whole chain on the real parts: collect, pretrain, evaluate, again, from any stage; and that it learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEST_CONF
+from hydra import compose, initialize_config_dir
+from mlflow.tracking import MlflowClient
+from omegaconf import DictConfig
+from PIL import Image
+
+from data_pipelines.shards import verify
+from lightning_jepa import checkpoint, pipeline, train
+from lightning_jepa.build import build
+from lightning_jepa.evaluation import results
+from lightning_jepa.evaluation.readme import readme_table, summary
+from lightning_jepa.evaluation.results import Results
+from lightning_jepa.paths import CONF
+
+pytestmark = pytest.mark.slow
+
+FRAMES = 2 * 15 * 16 * (9 + 4)  # epochs, steps, batch, frames of both levels
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A pipeline that ran: its root, and what it wrote."""
+
+    root: Path
+    written: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "first" / "pretrain_seed_0" / checkpoint.LAST
+
+    def configuration(self, run: str, *overrides: str) -> DictConfig:
+        return configuration(self.root, run, *overrides)
+
+    def results(self) -> Results:
+        return results.load(self.written)
+
+
+def configuration(root: Path, run: str, *overrides: str) -> DictConfig:
+    settings = [f"hydra.searchpath=[file://{TEST_CONF}]", "experiment=two_rooms_tiny", f"paths.root={root}"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", [*settings, f"paths.out={root}/{run}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Chain]:
+    root = tmp_path_factory.mktemp("chain")
+    shutil.copy(empty_store, root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        written = pipeline.pipeline(configuration(root, "first"))
+    assert written is not None
+    yield Chain(root, written)
+
+
+def without_times(found: Results) -> dict[str, object]:
+    """What two runs with the same seed must agree in."""
+    tables = {
+        table: {name: {key: row[key] for key in row if key != "ms_per_decision"} for name, row in rows.items()}
+        for table, rows in found.tables.items()
+    }
+    metrics = {key: figure for key, figure in found.metrics.items() if key != "ms_per_decision"}
+    return {"metrics": metrics, "floors": found.floors, "controls": found.controls, "tables": tables}
+
+
+def test_collect_leaves_whole_shards(chain: Chain) -> None:
+    folder = chain.root / "data" / "two_rooms_33"
+    assert verify(folder / "train").episodes == 30
+    assert verify(folder / "val").episodes == 12
+
+
+def test_pretrain_leaves_a_stage_that_can_be_rebuilt(chain: Chain) -> None:
+    stage = checkpoint.load_stage(chain.checkpoint)
+    assert not stage.training
+    assert stage.jepa.state_size == 324
+    assert checkpoint.training_cost(chain.checkpoint)["train_frames"] == FRAMES
+
+
+def test_evaluate_leaves_numbers(chain: Chain) -> None:
+    assert chain.written == chain.root / "results" / "two_rooms_tiny.json"
+    found = chain.results()
+    assert (found.experiment, found.seeds) == ("two_rooms_tiny", [0])
+    exam = json.loads(chain.written.read_text())
+    keys = {
+        "mode2_success",
+        "mode2_success_ever",
+        "ms_per_decision",
+        "probe_agent_r2",
+        "probe_wall_r2",
+        "rollout_error_px_16",
+        "wall_leak_rate",
+        "door_pass_rate",
+        "cost_rank_correlation",
+    }
+    assert keys <= exam["metrics"].keys()
+    assert {"random", "straight", "drunkard", "true_dynamics_raw_distance", "expert"} <= exam["floors"].keys()
+    assert found.metrics["mode2_success"].n == 4
+    assert {"planners", "diagnosis"} <= exam["tables"].keys()
+    assert found.cost["train_frames"] == FRAMES
+    assert found.cost["train_seconds"] > 0
+    assert summary(found).endswith("note: a test")
+    assert "open-loop position error at 16 steps, px" in readme_table(found)
+
+
+def test_evaluate_leaves_pictures(chain: Chain) -> None:
+    folder = chain.root / "first" / "evaluate_seed_0" / "figures"
+    assert {"success.png", "rollouts.png", "plans.png", "landscape.png", "episodes.gif"} <= set(os.listdir(folder))
+    for path in folder.iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) > 50
+
+
+def test_the_store_shows_a_parent_with_three_children(chain: Chain) -> None:
+    client = MlflowClient(f"sqlite:///{chain.root}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("two_rooms_tiny").experiment_id])
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert set(children) == {"collect_seed_0", "pretrain_seed_0", "evaluate_seed_0"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert "exam/mode2_success" in parent.data.metrics
+    pretrain = children["pretrain_seed_0"]
+    terms = ("prediction", "variance", "covariance", "inverse_dynamics", "contrast", "loss")
+    assert {f"train/{name}" for name in terms} <= pretrain.data.metrics.keys()
+    assert {"monitor/effective_rank", "probe/agent_x_r2", "val/prediction"} <= pretrain.data.metrics.keys()
+    names = {f"two_rooms_33/{split}" for split in ("train", "val")}
+    assert {Path(item.dataset.name).name for item in pretrain.inputs.dataset_inputs} <= names | {"train", "val"}
+    figures = client.list_artifacts(children["evaluate_seed_0"].info.run_id, "exam/figures")
+    assert "exam/figures/plans.png" in {file.path for file in figures}
+
+
+def test_the_same_seed_gives_the_same_numbers(chain: Chain) -> None:
+    """The chain once more: shards stay as they are; weights and exam come out the same."""
+    shards = {path: path.stat().st_mtime_ns for path in (chain.root / "data").rglob("*") if path.is_file()}
+    first = chain.results()
+    written = pipeline.pipeline(chain.configuration("again", "tracking=none"))
+    assert written is not None
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+    weights, others = (
+        checkpoint.read(path)["state_dict"]
+        for path in (chain.checkpoint, chain.root / "again" / "pretrain_seed_0" / checkpoint.LAST)
+    )
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert without_times(results.load(written)) == without_times(first)
+
+
+def test_evaluate_alone_takes_a_checkpoint(chain: Chain) -> None:
+    """The exam once more, and of nothing else than the checkpoint."""
+    overrides = ("stages=[evaluate]", f"checkpoint={chain.checkpoint}", "tracking=none", "name=alone")
+    written = pipeline.pipeline(chain.configuration("alone", *overrides, "evaluation.diagnosis_episodes=0"))
+    assert written == chain.root / "results" / "alone.json"
+    found, first = results.load(written), chain.results()
+    assert {k: v for k, v in found.metrics.items() if k != "ms_per_decision"} == {
+        k: v for k, v in first.metrics.items() if k != "ms_per_decision"
+    }
+    assert "diagnosis" not in found.tables
+    assert not (chain.root / "alone" / "pretrain_seed_0").exists()
