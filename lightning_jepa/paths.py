@@ -7,10 +7,12 @@ Importing this module registers what conf/config.yaml needs: the resolvers, and 
 from __future__ import annotations
 
 import os
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +23,16 @@ from lightning_jepa.settings import Settings
 PACKAGE = Path(__file__).resolve().parent
 # In a clone the configuration lies beside the package; a wheel carries it inside the package.
 CONF = str(next(p for p in (PACKAGE.parent / "conf", PACKAGE / "conf") if (p / "config.yaml").is_file()))
-STARTED = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")  # once for a process, however often the resolver is asked
+
+
+def started() -> str:
+    """When this job was started; that is when torchrun was, for all the processes that it starts."""
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    seconds = psutil.Process(os.getppid()).create_time() if launched else time.time()
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d_%H-%M-%S")
+
+
+STARTED = started()  # once for a process, however often the resolver is asked
 
 
 def root() -> str:

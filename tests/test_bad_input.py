@@ -49,7 +49,9 @@ def command(name: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None
 def written(root: Path) -> list[str]:
     """Files below the root, but for data and what Hydra keeps of every start: its configuration and a log."""
     files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    return [str(path) for path in files if path.parts[0] != "data" and ".hydra" not in path.parts and path.suffix != ".log"]
+    return [
+        str(path) for path in files if path.parts[0] != "data" and ".hydra" not in path.parts and path.suffix != ".log"
+    ]
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def fails(own_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         ("world=three_rooms", "Could not find 'world/three_rooms'"),
         ("world.resolution=40", "resolution=40: this world is drawn at 33 or 65 pixels; set one of them"),
         ("evaluation.episodes=1000", "1000 episodes wanted, the task file has 300"),
-        ("perception=vector", "Interpolation key 'perception.channels' not found. The parts do not fit together: choose"),
+        ("perception=vector", "VectorEncoder: got an unexpected keyword argument 'channels'; it takes encoder"),
         ("world_model=residual", "Interpolation key 'perception.state_size' not found. The parts do not fit together"),
         ("perception.widths=[8,8,8]", "3 widths for pictures of 33 pixels"),
         ("paths.results=/dev/null/x", "cannot make the output folder /dev/null/x"),

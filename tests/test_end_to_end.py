@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from lightning_jepa.paths import CONF
 
 pytestmark = pytest.mark.slow
 
+REPOSITORY = Path(__file__).parent.parent
 FRAMES = 2 * 15 * 16 * (9 + 4)  # epochs, steps, batch, frames of both levels
 
 
@@ -55,14 +57,14 @@ def configuration(root: Path, run: str, *overrides: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Chain]:
+def chain(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Chain:
     root = tmp_path_factory.mktemp("chain")
     shutil.copy(empty_store, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("MLFLOW_TRACKING_URI", raising=False)
         written = pipeline.pipeline(configuration(root, "first"))
     assert written is not None
-    yield Chain(root, written)
+    return Chain(root, written)
 
 
 def without_times(found: Results) -> dict[str, object]:
@@ -168,3 +170,80 @@ def test_evaluate_alone_takes_a_checkpoint(chain: Chain) -> None:
     }
     assert "diagnosis" not in found.tables
     assert not (chain.root / "alone" / "pretrain_seed_0").exists()
+
+
+def command(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the tiny experiment by `python -m words[0] ...`, below `root`."""
+    overrides = [f"hydra.searchpath=[file://{TEST_CONF}]", "experiment=two_rooms_tiny", "trainer.log_every_n_steps=1"]
+    settings = {**os.environ, "JEPA_ROOT": str(root), "COLUMNS": "80", **environment}
+    line = [sys.executable, "-m", *words, *overrides]
+    return subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, env=settings, check=True)
+
+
+def test_the_console_says_what_is_being_done_and_no_more(own_root: Path, store: str) -> None:
+    answer = command("lightning_jepa.pipeline", "stages=[collect,pretrain]", root=own_root)
+    expected = (
+        "collect: ",
+        "collecting two_rooms/",
+        "pretrain: ",
+        "JEPAPretraining: ",
+        "results: none",
+        "curves and figures",
+    )
+    lines = answer.stdout.splitlines()
+    assert [line for line in lines if not line.startswith(expected)] == []
+    assert any(line.endswith("weights on cpu in bf16-mixed") for line in lines)
+    assert answer.stderr == ""
+    log = next(own_root.glob("runs/two_rooms_tiny/*/pipeline.log")).read_text()
+    assert "`Trainer.fit` stopped: `max_epochs=2` reached." in log  # for those who look for it
+
+
+@pytest.mark.distributed
+def test_two_processes_train_as_one_run(chain: Chain, own_root: Path) -> None:
+    shutil.copytree(chain.root / "data", own_root / "data")
+    launch = ("torch.distributed.run", "--nproc-per-node=2", "-m", "lightning_jepa.train", "tracking=none")
+    answer = command(*launch, "trainer.devices=2", "trainer.strategy=ddp", root=own_root)
+    (run,) = own_root.glob("runs/two_rooms_tiny/*")
+    assert checkpoint.training_cost(run / checkpoint.LAST)["train_frames"] == 2 * FRAMES
+    assert answer.stdout.count("trained 30 steps") == 1
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """300 steps, with the action's term first: the agent can be read off the state, and predictions of eight steps beat
+    the last state copied, and those from other episodes' actions, twofold."""
+    cfg = configuration(
+        tmp_path,
+        "learns",
+        "tracking=none",
+        "world.episode_steps=30",
+        "collection.episodes={train: 200, val: 60}",
+        "collection.episodes_per_shard=50",
+        "perception.channels=8",
+        "world_model.hidden=16",
+        "world_model.depth=2",
+        "criterion.inverse_dynamics.every=1",
+        "stage.geometry=null",
+        "~stage.weights.contrast",
+        "stage.weights={prediction: 1, inverse_dynamics: 10}",
+        "stage.optimizer.lr=4e-3",
+        "data.steps_per_epoch=300",
+        "trainer.max_epochs=1",
+        "trainer.precision=32-true",
+    )
+    build(cfg.collection).run()
+    done = train.train(cfg)
+    assert (done["probe/agent_x_r2"] + done["probe/agent_y_r2"]) / 2 > 0.6
+    assert done["monitor/effective_rank"] > 8
+
+    jepa = checkpoint.load_stage(done["checkpoint"]).jepa
+    batches = [windows[0] for windows in build(cfg.data).val_dataloader()]
+    observations, actions = (
+        torch.cat([getattr(w, name)[w.mask] for w in batches]) for name in ("observations", "actions")
+    )
+    with torch.no_grad():
+        states = jepa.encode(observations)
+        error = jepa.energy(states, actions[:, :, 0], horizon=8).mean()
+        shuffled = jepa.energy(states, actions[:, :, 0].roll(1, 0), horizon=8).mean()
+        copied = (states[:, 1:] - states[:, :1]).square().mean()
+    assert error < copied / 2
+    assert error < shuffled / 2

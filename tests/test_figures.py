@@ -153,9 +153,16 @@ def test_the_exam_tells_a_model_that_sees_all_and_knows_no_walls(world, tmp_path
     assert set(controls["probe_agent_r2"]) == {"random_encoder"}
     assert set(written.tables["planners"]) == {"agent", "straight"}
     assert written.tables["planners"]["straight"]["evaluations"].value == 8
-    assert len(written.tables["diagnosis"]) == 6
+    assert len(written.tables["diagnosis"]) == 8
     pictures = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert pictures == ["episodes.gif", "landscape.png", "plans.png", "rollouts.png", "success.png"]
+    assert pictures == [
+        "episodes.gif",
+        "landscape.png",
+        "landscape_goal_energy.png",
+        "plans.png",
+        "rollouts.png",
+        "success.png",
+    ]
 
 
 def test_the_same_seed_gives_the_same_numbers_and_seeds_merge(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,11 +37,22 @@ def test_processes_of_a_job_share_a_folder_by_its_id(monkeypatch: pytest.MonkeyP
     assert run_folder("runs", "a", "auto") == "runs/a/7"
 
 
+def test_torchruns_start_is_that_of_all_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    code = "import lightning_jepa.paths; print(lightning_jepa.paths.STARTED)"
+    one, two = (subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2))
+    assert one == two != ""
+
+
 def test_resume_auto_returns_to_the_newest_folder(tmp_path: Path) -> None:
     assert run_folder(str(tmp_path), "a", "auto") == str(tmp_path / "a" / STARTED)
     for name in ("2024-01-02_00-00-00", "2024-01-01_00-00-00", "sweeps"):
         (tmp_path / "a" / name).mkdir(parents=True)
     assert run_folder(str(tmp_path), "a", "auto") == str(tmp_path / "a" / "2024-01-02_00-00-00")
+    last = tmp_path / "a" / "2024-01-01_00-00-00" / "pretrain_seed_0" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()  # the newer one failed before it had anything to go on from
+    assert run_folder(str(tmp_path), "a", "auto") == str(tmp_path / "a" / "2024-01-01_00-00-00")
     assert run_folder(str(tmp_path), "a", "some.ckpt") == str(tmp_path / "a" / STARTED)
 
 

@@ -315,7 +315,7 @@ def test_the_graph_is_built_once_for_each_goal_and_counted() -> None:
 
 
 def test_the_graph_leaves_room_for_gradients() -> None:
-    found = plan(GRAPH(MAKE["gradient"]()))
+    found = plan(GRAPH(MAKE["gradient"](), reach=1.0))
     assert ((found.states[:, -1] - GOALS).norm(dim=-1) < 1).all()
 
 
