@@ -44,7 +44,7 @@ class WorldModel(Protocol):
         ...
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
-        """s [B, D] and S candidate sequences [B, S, H, A] -> the states that follow [B, S, H, D]."""
+        """From s [B, D] by S candidate sequences [B, S, H, A]: the states that follow [B, S, H, D]."""
         ...
 
 

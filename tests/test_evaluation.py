@@ -137,8 +137,17 @@ def test_evaluations_are_counted_for_each_decision_and_the_bar_tells_success(wor
     assert run.seconds_per_decision > 0
     assert bar.tasks[0].completed == 12 * 60
     assert bar.tasks[0].fields["success"] == f"at the goal: {run.final.float().mean():.0%}"
-    with progress_bar() as visible:
-        run_episodes(world, first_tasks(tasks, 2), ExpertPolicy(), progress=visible)
+
+
+def test_progress_is_lines_where_nothing_can_be_drawn(world, tasks, capsys, monkeypatch):
+    with progress_bar() as bar:
+        run_episodes(world, first_tasks(tasks, 3), ExpertPolicy(), batch=2, progress=bar, label="expert")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" episodes")[0] for line in lines] == ["expert: 2 of 3", "expert: 3 of 3"]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's word for a terminal
+    with progress_bar() as bar:
+        run_episodes(world, first_tasks(tasks, 3), ExpertPolicy(), progress=bar, label="expert")
+    assert "steps/s" in capsys.readouterr().out
 
 
 def test_too_many_episodes_are_refused(tasks):
@@ -194,9 +203,7 @@ def test_rank_correlation_is_one_for_the_true_way_and_less_for_the_raw_distance(
     cost.layouts = draw_layouts(world, "held_out", 5, generator(7)).repeat_interleave(2)
     truth = TrueDynamics(world)
     perfect = cost_rank_correlation(world, truth, lambda s, g: cost, generator(7), layouts=5, goals=2, states=30)
-    raw = cost_rank_correlation(
-        world, truth, lambda s, g: PixelDistance(), generator(7), layouts=5, goals=2, states=30
-    )
+    raw = cost_rank_correlation(world, truth, lambda s, g: PixelDistance(), generator(7), layouts=5, goals=2, states=30)
     torch.testing.assert_close(perfect, torch.ones(5, dtype=torch.float64))
     assert 0.3 < raw.mean() < 0.98
 

@@ -20,6 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 
@@ -168,6 +169,8 @@ def run_episodes(
                 said = f"at the goal: {(done + int(at_goal.sum())) / (begun + len(at_goal)):.0%}"
                 progress.update(line, advance=len(at_goal), success=said)
         done, begun = done + int(at_goal.sum()), begun + len(at_goal)
+        if progress is not None and progress.disable:  # in a log file, a line for each batch
+            print(f"{label}: {begun} of {count} episodes, at the goal: {done / begun:.0%}", flush=True)
         spent += policy.evaluations * len(now.layouts)
         positions.append(torch.stack(path, 1).cpu())
     walked = torch.cat(positions)
@@ -185,15 +188,20 @@ def run_episodes(
 
 
 def progress_bar() -> Progress:
-    """What is being run, how far it is, the time left and the share of episodes now at the goal."""
-    return Progress(
+    """What is being run, how far it is, the time left and the share of episodes now at the goal.
+
+    Disabled where there is no terminal and no notebook to draw it.
+    """
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        RateColumn(),
+        RateColumn(Column(no_wrap=True)),
         TimeRemainingColumn(),
         TextColumn("{task.fields[success]}"),
     )
+    bar.disable = not (bar.console.is_terminal or bar.console.is_jupyter)
+    return bar
 
 
 class RateColumn(ProgressColumn):

@@ -107,9 +107,7 @@ class WorldModelExam:
             controls[key] = {"true_dynamics": share(true)}
         return rows, controls
 
-    def _rank(
-        self, jepa: WorldModel, cost: Cost, planning_cost: MakeCost, seed: int
-    ) -> tuple[Rows, dict[str, Rows]]:
+    def _rank(self, jepa: WorldModel, cost: Cost, planning_cost: MakeCost, seed: int) -> tuple[Rows, dict[str, Rows]]:
         def correlation(world_model: WorldModel, make_cost: MakeCost) -> Figure:
             generator = Generator().manual_seed(seed)
             found = cost_rank_correlation(self.world, world_model, make_cost, generator, layouts=self.rank_layouts)

@@ -119,7 +119,13 @@ class GraphSearch:
         self.planner, self.metric = planner, metric if metric is not None else nn.Identity()
         self.rounds, self.origins, self.walks, self.walk_steps = rounds, origins, walks, walk_steps
         self.nodes, self.branches, self.branch_steps = nodes, branches, branch_steps
-        self.action_size, self.action_bound, self.reach, self.colour, self.memory_mb = action_size, action_bound, reach, colour, memory_mb
+        self.action_size, self.action_bound, self.reach, self.colour, self.memory_mb = (
+            action_size,
+            action_bound,
+            reach,
+            colour,
+            memory_mb,
+        )
         self._goal: Tensor | None = None
         self._cost: GraphCost | None = None
 
