@@ -9,7 +9,7 @@ COPY conf conf
 RUN pip install -c constraints.txt .
 
 # Data, runs and results go to a volume that the user of the container owns.
-RUN useradd --create-home --uid 1000 agent && mkdir /srv && chown agent /srv
+RUN useradd --create-home --uid 1000 agent && mkdir -p /srv && chown agent /srv
 USER agent
 WORKDIR /srv
 VOLUME /srv
