@@ -46,7 +46,7 @@ class GraphCost:
     def __call__(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
         """[B, S, H, D] -> [B, S, H]; the goal is in the graph already."""
         b, n = self.to_go.shape
-        points = self.metric(states).flatten(1, 2)
+        points = self.metric(states).float().flatten(1, 2)
         piece = max(1, int(self.memory_mb * 2**20 // (4 * b * n)))
         return torch.cat([self._steps(p) for p in points.split(piece, 1)], 1).view(states.shape[:3])
 
@@ -157,14 +157,14 @@ class GraphSearch:
     def build(self, s: Tensor, world_model: WorldModel, goal: Tensor, generator: Generator | None = None) -> GraphCost:
         """The graph's cost for episodes that stand at s [B, D] and have goals [B, D]."""
         pool = self._explore(s, world_model, goal, generator)
-        chosen, spacing = farthest(self.metric(pool), self.nodes)
+        chosen, spacing = farthest(self.metric(pool).float(), self.nodes)
         nodes = pick(pool, chosen)
         moves = self._full_speed(self.nodes * self.branches, 1, generator, s).expand(-1, self.branch_steps, -1)
         moves = moves.unflatten(0, (self.nodes, self.branches))
-        places = self.metric(nodes)
+        places = self.metric(nodes).float()  # distances need full precision
         found = []
         for node, place, move in zip(nodes.unbind(1), places.unbind(1), moves, strict=True):
-            passed = self.metric(self._imagine(world_model, node, move)).flatten(1, 2)
+            passed = self.metric(self._imagine(world_model, node, move)).float().flatten(1, 2)
             moved = (passed - place[:, None]).norm(dim=-1)
             found.append((*torch.cdist(passed, places).min(-1), moved))
         off, successor, moved = (torch.cat(part, 1) for part in zip(*found, strict=True))
@@ -186,7 +186,7 @@ class GraphSearch:
             if pool.shape[1] < self.origins:
                 origins = pool[:, torch.arange(self.origins, device=pool.device) % pool.shape[1]]
             else:
-                origins = pick(pool, farthest(self.metric(pool), self.origins)[0])
+                origins = pick(pool, farthest(self.metric(pool).float(), self.origins)[0])
             walks = self._full_speed(self.origins * self.walks, self.walk_steps, generator, s)
             found = [pool]
             for origin, actions in zip(origins.unbind(1), walks.split(self.walks), strict=True):
