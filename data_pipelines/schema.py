@@ -67,6 +67,11 @@ class Manifest:
         return sum(shard.frames for shard in self.shards)
 
     @property
+    def transitions(self) -> int:
+        """Number of pairs of successive observations."""
+        return self.frames - self.episodes
+
+    @property
     def shortest(self) -> int:
         """Number of actions in the shortest episode."""
         return min(shard.shortest for shard in self.shards)

@@ -77,7 +77,7 @@ def load_stage(path: str | Path) -> L.LightningModule:
 
 
 def training_cost(path: str | Path) -> dict[str, float]:
-    """Seconds and frames of training behind a checkpoint, under the results file's names; empty if not counted.
+    """Seconds, frames and transitions behind a checkpoint, as the results file names them; empty if not counted.
 
     Raises:
         ValueError: if the file cannot be read.

@@ -20,13 +20,10 @@ def evaluate(cfg: DictConfig) -> Path:
     Raises:
         ValueError: if no checkpoint is given or it does not fit.
     """
-    from dataclasses import replace
-
     import lightning as L
 
     from lightning_jepa import checkpoint, tracking
     from lightning_jepa.build import build
-    from lightning_jepa.evaluation import results
 
     if cfg.checkpoint is None:
         raise ValueError("no checkpoint to evaluate; give checkpoint=PATH, as printed at the end of training")
@@ -35,13 +32,10 @@ def evaluate(cfg: DictConfig) -> Path:
     cost = checkpoint.training_cost(cfg.checkpoint)
     exam, out = build(cfg.evaluation), Path(cfg.paths.out)
     with tracking.tracked(cfg, "evaluate") as logger:
-        exam.run(stage, cfg.seed, out)
-        path = out / f"seed_{cfg.seed}.json"
-        found = results.load(path)
-        results.save(replace(found, cost={**cost, **found.cost}), path)
-        logger.log_metrics({f"exam/{key}": figure.value for key, figure in found.metrics.items()})
+        metrics = exam.run(stage, cfg.seed, out, cost)
+        logger.log_metrics({f"exam/{key}": value for key, value in metrics.items()})
         tracking.log_files(logger, out, "exam")
-    return path
+    return out / f"seed_{cfg.seed}.json"
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")

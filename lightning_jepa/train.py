@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightning_jepa.errors import one_message
@@ -65,7 +66,9 @@ def main(cfg: DictConfig) -> None:
 
     done = train(cfg)
     if is_main():
-        print(f"trained {done['step']} steps; next: python -m lightning_jepa.evaluate checkpoint={done['checkpoint']}")
+        chosen = HydraConfig.get().runtime.choices.get("experiment")
+        words = ["python -m lightning_jepa.evaluate", f"experiment={chosen}" if chosen else f"name={cfg.name}"]
+        print(f"trained {done['step']} steps; next: {' '.join(words)} checkpoint={done['checkpoint']}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_counts_what_is_there(collected: Path) -> None:
     manifest = verify(collected / "train")
     assert [shard.episodes for shard in manifest.shards] == [4, 4, 2]
-    assert (manifest.episodes, manifest.frames, manifest.shortest) == (10, 310, 30)
+    assert (manifest.episodes, manifest.frames, manifest.transitions, manifest.shortest) == (10, 310, 300, 30)
     assert manifest.observation_shape == (2, 33, 33)
     assert manifest.truth_names == ("agent_x", "agent_y", "wall_x", "door_y")
     assert manifest.configuration["policy"]["door_share"] == 0.35

@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig
 from PIL import Image
 
+from data_pipelines.schema import Manifest
 from data_pipelines.shards import verify
 from lightning_jepa import checkpoint, pipeline, train
 from lightning_jepa.build import build
@@ -87,7 +88,9 @@ def test_pretrain_leaves_a_stage_that_can_be_rebuilt(chain: Chain) -> None:
     stage = checkpoint.load_stage(chain.checkpoint)
     assert not stage.training
     assert stage.jepa.state_size == 324
-    assert checkpoint.training_cost(chain.checkpoint)["train_frames"] == FRAMES
+    cost = checkpoint.training_cost(chain.checkpoint)
+    assert cost["train_frames"] == FRAMES
+    assert cost["train_transitions"] == Manifest.load(chain.root / "data" / "two_rooms_33" / "train").transitions
 
 
 def test_evaluate_leaves_numbers(chain: Chain) -> None:

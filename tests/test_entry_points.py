@@ -165,7 +165,8 @@ def test_the_three_commands(
     run = next((own_root / "runs" / "tiny").iterdir())
     assert (run / "pretrain_seed_0" / checkpoint.LAST).is_file()
     command("train", monkeypatch, *TINY)
-    assert "trained 8 steps; next: python -m lightning_jepa.evaluate checkpoint=" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "trained 8 steps; next: python -m lightning_jepa.evaluate experiment=tiny checkpoint=" in said
     command("evaluate", monkeypatch, *TINY, f"checkpoint={run / 'pretrain_seed_0' / checkpoint.LAST}")
     assert "results and figures are in" in capsys.readouterr().out
 

@@ -127,8 +127,9 @@ def exam(world: RoomsWorld, **changes) -> TwoRoomsExam:
 
 def test_the_exam_tells_a_model_that_sees_all_and_knows_no_walls(world, tmp_path):
     """Perfect perception, no walls imagined: probes right, every push leaks, every door passes, controls are worse."""
-    found = exam(world).run(Stage(), 3, tmp_path)
+    found = exam(world).run(Stage(), 3, tmp_path, {"train_seconds": 60.0, "train_transitions": 200_000})
     assert set(found) >= EXAM_KEYS
+    assert found["mode2_success_200k"] == found["mode2_success"]
     assert found["probe_agent_r2"] > 0.99
     assert found["probe_wall_r2"] > 0.99
     assert found["wall_leak_rate"] == 1
@@ -136,6 +137,7 @@ def test_the_exam_tells_a_model_that_sees_all_and_knows_no_walls(world, tmp_path
     assert found["rollout_error_px_16_contact"] > found["rollout_error_px_1"]
     written = load(tmp_path / "seed_3.json")
     assert written.seeds == [3]
+    assert written.cost["train_seconds"] == 60
     assert written.metrics["mode2_success"].n == 6
     assert {key for key in written.floors if not key.endswith("_ever")} == {
         "random",
@@ -169,8 +171,9 @@ def test_the_same_seed_gives_the_same_numbers_and_seeds_merge(tmp_path):
     short = RoomsWorld(TwoRoomsLayouts(), episode_steps=4)
     few = {"episodes": 2, "planner_episodes": 1, "diagnosis_episodes": 0, "probe_walks": 40, "rank_layouts": 1}
     small = exam(short, planners={}, larger=None, tasks=some_tasks(short, 2), **few)
+    much = {"train_transitions": 200_001}
     for folder in ("a", "b"):
-        small.run(Stage(), 0, tmp_path / folder)
+        assert "mode2_success_200k" not in small.run(Stage(), 0, tmp_path / folder, much)
     first, second = (load(tmp_path / folder / "seed_0.json") for folder in ("a", "b"))
     timed = "ms_per_decision"
     assert {k: v for k, v in first.metrics.items() if k != timed} == {
@@ -178,7 +181,7 @@ def test_the_same_seed_gives_the_same_numbers_and_seeds_merge(tmp_path):
     }
     assert first.floors == second.floors
     assert "diagnosis" not in first.tables
-    small.run(Stage(), 1, tmp_path)
+    small.run(Stage(), 1, tmp_path, much)
     merged = merge([tmp_path / "a" / "seed_0.json", tmp_path / "seed_1.json"], tmp_path / "two_rooms.json")
     assert merged.metrics["mode2_success"].n == 4
     assert merged.seeds == [0, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import lightning as L
@@ -98,10 +98,12 @@ class TinyExam:
     def __init__(self, experiment: str) -> None:
         self.experiment = experiment
 
-    def run(self, stage: L.LightningModule, seed: int, out_dir: Path) -> dict[str, object]:
+    def run(self, stage: L.LightningModule, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
         assert not stage.training
         rows = {"mode2_success": results.proportion(8 + seed, 10)}
-        found = results.Results(self.experiment, "2026-01-01", "abc", "1 core", [seed], {"episodes": 10}, rows)
-        results.save(found, Path(out_dir) / f"seed_{seed}.json")
-        (Path(out_dir) / "figure.txt").write_text("a picture")
+        found = results.Results(
+            self.experiment, "2026-01-01", "abc", "1 core", [seed], {"episodes": 10}, rows, cost={**training}
+        )
+        results.save(found, out / f"seed_{seed}.json")
+        (out / "figure.txt").write_text("a picture")
         return {"mode2_success": 0.8}

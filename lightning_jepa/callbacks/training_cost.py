@@ -1,4 +1,4 @@
-"""What training cost so far: seconds and frames, also over interruptions, kept in the checkpoint."""
+"""What training cost so far: seconds, frames and data, also over interruptions, kept in the checkpoint."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from typing import Any
 
 import lightning as L
 
+from data_pipelines.datamodule import EpisodeData
+
 
 class TrainingCost(L.Callback):
     """Count wall time from the start of fit (validation included) and the observations that were trained on.
 
-    A resumed run adds to what its checkpoint says. `train_frames` counts the batches of all ranks.
+    A resumed run adds to what its checkpoint says. `train_frames` counts the batches of all ranks; `train_transitions`
+    are the different ones that the data set holds.
     """
 
     def __init__(self) -> None:
-        self.train_seconds, self.train_frames = 0.0, 0
+        self.train_seconds, self.train_frames, self.train_transitions = 0.0, 0, 0
         self.clock: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and look up how large the data set of the shared data module is."""
         self.clock = time.monotonic()
+        if isinstance(trainer.datamodule, EpisodeData):  # type: ignore[attr-defined]
+            self.train_transitions = trainer.datamodule.manifest.transitions  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,8 +40,12 @@ class TrainingCost(L.Callback):
         self.train_seconds, self.clock = self._seconds(), None
 
     def state_dict(self) -> dict[str, Any]:
-        """{"train_seconds": float, "train_frames": int}, up to now."""
-        return {"train_seconds": self._seconds(), "train_frames": self.train_frames}
+        """`train_seconds`, `train_frames` and `train_transitions`, up to now."""
+        return {
+            "train_seconds": self._seconds(),
+            "train_frames": self.train_frames,
+            "train_transitions": self.train_transitions,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from a checkpoint."""

@@ -57,6 +57,7 @@ class Examinee(Protocol):
         ...
 
 
+SMALL_DATA = 200_000  # transitions from which `mode2_success_200k` has to come
 MakePlanner = Callable[..., Planner]  # a class or a partial, called with metric: nn.Module | None
 
 
@@ -126,8 +127,12 @@ class TwoRoomsExam:
             "intervals": "95 %: Wilson for shares, bootstrap over layouts for R2, Student's t for other means",
         } | ({} if note is None else {"note": note})
 
-    def run(self, stage: Examinee, seed: int, out: Path) -> dict[str, float]:
-        """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
+    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+        """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
+
+        `training` is what training cost; with `train_transitions` up to 200 000, success counts as
+        `mode2_success_200k` too.
+        """
         stage.to(self.world.device)
         stage.eval()
         jepa, metric = stage.jepa, stage.metric
@@ -171,6 +176,8 @@ class TwoRoomsExam:
             "evaluations_per_decision": rows["evaluations"],
             **model.metrics,
         }
+        if 0 < training.get("train_transitions", 0) <= SMALL_DATA:
+            metrics["mode2_success_200k"] = rows["success"]
         results = Results(
             experiment=self.name,
             date=provenance.today(),
@@ -182,7 +189,7 @@ class TwoRoomsExam:
             floors=floors,
             controls=model.controls,
             tables=tables,
-            cost={"ms_per_decision": rows["ms_per_decision"].value},
+            cost={**training, "ms_per_decision": rows["ms_per_decision"].value},
             targets=self.targets,
         )
         save(results, out / f"seed_{seed}.json")
