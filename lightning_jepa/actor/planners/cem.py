@@ -8,21 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from lightning_jepa.actor.planners.shooting import (
-    Search,
-    check_colour,
-    check_counts,
-    check_positive,
-    coloured_noise,
-    pick,
-    project,
-    warm_start,
-)
+from lightning_jepa.actor.planners.shooting import Search, Shooting, check_counts, pick, warm_start
 from lightning_jepa.protocols import Cost, WorldModel
 from lightning_jepa.types import Modulation, Plan
 
 
-class CEM:
+class CEM(Shooting):
     """Mode-2 by the cross-entropy method: draw around a mean, refit mean and spread to the best, repeat.
 
     The mean itself is the first candidate of every iteration, and the best sequence evaluated is the plan.
@@ -31,13 +22,9 @@ class CEM:
         samples: candidates in each iteration.
         iterations: rounds of drawing and refitting.
         elites: how many of the best candidates the next distribution is fitted to.
-        horizon: actions in a candidate.
-        action_size: numbers in an action.
-        action_bound: largest norm of an action.
+        horizon, action_size, action_bound, colour, memory_mb: see `Shooting`.
         spread: standard deviation of the first round, in units of `action_bound`.
         least_spread: no later round is narrower than this, in the same units.
-        colour: temporal correlation of the noise, see `coloured_noise`.
-        memory_mb: bound on the imagined states held at once.
 
     Raises:
         ValueError: if a number is out of its range, or there are more elites than samples.
@@ -56,16 +43,13 @@ class CEM:
         colour: float = 2.0,
         memory_mb: float = 256.0,
     ) -> None:
-        check_counts(samples=samples, iterations=iterations, elites=elites, horizon=horizon, action_size=action_size)
-        check_positive(action_bound=action_bound, spread=spread, memory_mb=memory_mb)
-        check_colour(colour)
+        super().__init__(horizon, action_size, action_bound, spread, colour, memory_mb)
+        check_counts(samples=samples, iterations=iterations, elites=elites)
         if elites > samples:
             raise ValueError(f"planner.elites={elites}: expected at most planner.samples={samples}")
         if not 0 <= least_spread <= spread:
             raise ValueError(f"planner.least_spread={least_spread}: expected 0 to planner.spread={spread}")
-        self.samples, self.iterations, self.elites, self.horizon = samples, iterations, elites, horizon
-        self.action_size, self.action_bound = action_size, action_bound
-        self.spread, self.least_spread, self.colour, self.memory_mb = spread, least_spread, colour, memory_mb
+        self.samples, self.iterations, self.elites, self.least_spread = samples, iterations, elites, least_spread
 
     @torch.no_grad()
     def plan(
@@ -82,9 +66,7 @@ class CEM:
         mean = warm_start(start, s, self.horizon, self.action_size)
         std = torch.full_like(mean, self.spread * self.action_bound)
         for _ in range(self.iterations):
-            noise = coloured_noise(self.samples, self.horizon, self.action_size, self.colour, generator, s)
-            noise[0] = 0
-            candidates = project(mean[:, None] + std[:, None] * noise, self.action_bound)
+            candidates = self.around(mean, std, self.noise(self.samples, generator, s))
             best = search.evaluate(candidates).topk(self.elites, largest=False).indices
             elites = pick(candidates, best)
             mean = elites.mean(1)

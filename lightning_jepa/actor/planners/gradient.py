@@ -10,10 +10,9 @@ from torch import Generator, Tensor
 
 from lightning_jepa.actor.planners.shooting import (
     Search,
-    check_colour,
+    Shooting,
     check_counts,
     check_positive,
-    coloured_noise,
     project,
     warm_start,
 )
@@ -21,7 +20,7 @@ from lightning_jepa.protocols import Cost, WorldModel
 from lightning_jepa.types import Modulation, Plan
 
 
-class Gradient:
+class Gradient(Shooting):
     """Mode-2 as the paper draws it: dF/da flows back through cost and world model into the actions.
 
     Adam descends from several random sequences at once (one of them the warm start), each kept within the ball of
@@ -30,12 +29,8 @@ class Gradient:
     Args:
         restarts: sequences that descend side by side.
         iterations: steps of Adam.
-        horizon: actions in a sequence.
-        action_size: numbers in an action.
-        action_bound: largest norm of an action.
+        horizon, action_size, action_bound, spread, colour: see `Shooting`.
         step_size: Adam's step, in units of `action_bound`.
-        spread: standard deviation of the random restarts, in the same units.
-        colour: temporal correlation of the restarts, see `coloured_noise`.
         memory_mb: bound on the imagined states held at once (the graph behind them takes a multiple of it).
 
     Raises:
@@ -54,12 +49,10 @@ class Gradient:
         colour: float = 2.0,
         memory_mb: float = 64.0,
     ) -> None:
-        check_counts(restarts=restarts, iterations=iterations, horizon=horizon, action_size=action_size)
-        check_positive(action_bound=action_bound, step_size=step_size, spread=spread, memory_mb=memory_mb)
-        check_colour(colour)
-        self.restarts, self.iterations, self.horizon = restarts, iterations, horizon
-        self.action_size, self.action_bound = action_size, action_bound
-        self.step_size, self.spread, self.colour, self.memory_mb = step_size, spread, colour, memory_mb
+        super().__init__(horizon, action_size, action_bound, spread, colour, memory_mb)
+        check_counts(restarts=restarts, iterations=iterations)
+        check_positive(step_size=step_size)
+        self.restarts, self.iterations, self.step_size = restarts, iterations, step_size
 
     @torch.no_grad()
     def plan(
@@ -73,10 +66,9 @@ class Gradient:
     ) -> Plan:
         """See `protocols.Planner`. Spends iterations * restarts * horizon model steps an episode, with backward."""
         search = Search(s, world_model, cost, modulation, self.memory_mb)
-        noise = coloured_noise(self.restarts, self.horizon, self.action_size, self.colour, generator, s)
-        noise[0] = 0
+        noise = self.noise(self.restarts, generator, s)
         mean = warm_start(start, s, self.horizon, self.action_size)
-        actions = project(mean[:, None] + self.spread * self.action_bound * noise, self.action_bound)
+        actions = self.around(mean, self.spread * self.action_bound, noise)
         optimizer = torch.optim.Adam([actions], lr=self.step_size * self.action_bound)
         for _ in range(self.iterations):
             actions.grad = search.gradient(actions)

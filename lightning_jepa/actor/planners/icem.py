@@ -10,21 +10,12 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from lightning_jepa.actor.planners.shooting import (
-    Search,
-    check_colour,
-    check_counts,
-    check_positive,
-    coloured_noise,
-    pick,
-    project,
-    warm_start,
-)
+from lightning_jepa.actor.planners.shooting import Search, Shooting, check_counts, pick, warm_start
 from lightning_jepa.protocols import Cost, WorldModel
 from lightning_jepa.types import Modulation, Plan
 
 
-class ICEM:
+class ICEM(Shooting):
     """Mode-2 by iCEM: CEM with coloured noise, fewer candidates each round, and elites that stay in the race.
 
     Elites are kept with their energy, so staying costs no model steps. From one plan to the next, what is kept is the
@@ -37,12 +28,8 @@ class ICEM:
         kept: how many elites compete again in the next iteration.
         decay: each iteration draws this many times fewer candidates than the one before (never below 2 * elites).
         momentum: share of the old mean and spread that survives a refit.
-        horizon: actions in a candidate.
-        action_size: numbers in an action.
-        action_bound: largest norm of an action.
+        horizon, action_size, action_bound, colour, memory_mb: see `Shooting`.
         spread: standard deviation of the first round, in units of `action_bound`.
-        colour: temporal correlation of the noise, see `coloured_noise`.
-        memory_mb: bound on the imagined states held at once.
 
     Raises:
         ValueError: if a number is out of its range, or there are more elites than samples or more kept than elites.
@@ -63,9 +50,8 @@ class ICEM:
         colour: float = 2.0,
         memory_mb: float = 256.0,
     ) -> None:
-        check_counts(samples=samples, iterations=iterations, elites=elites, horizon=horizon, action_size=action_size)
-        check_positive(action_bound=action_bound, spread=spread, memory_mb=memory_mb)
-        check_colour(colour)
+        super().__init__(horizon, action_size, action_bound, spread, colour, memory_mb)
+        check_counts(samples=samples, iterations=iterations, elites=elites)
         if not 0 <= kept <= elites <= samples:
             raise ValueError(
                 f"planner.kept={kept}, planner.elites={elites}, planner.samples={samples}: "
@@ -76,9 +62,7 @@ class ICEM:
                 f"planner.decay={decay}, planner.momentum={momentum}: expected decay >= 1 and momentum in [0, 1)"
             )
         self.samples, self.iterations, self.elites, self.kept = samples, iterations, elites, kept
-        self.horizon, self.action_size, self.action_bound = horizon, action_size, action_bound
-        self.decay, self.momentum, self.spread = decay, momentum, spread
-        self.colour, self.memory_mb = colour, memory_mb
+        self.decay, self.momentum = decay, momentum
 
     def drawn(self, iteration: int) -> int:
         """How many candidates an iteration draws and evaluates."""
@@ -101,10 +85,7 @@ class ICEM:
         std = torch.full_like(mean, self.spread * self.action_bound)
         candidates, total = mean[:, None][:, :0], mean.new_zeros(len(s), 0)
         for iteration in range(self.iterations):
-            drawn = self.drawn(iteration)
-            noise = coloured_noise(drawn, self.horizon, self.action_size, self.colour, generator, s)
-            noise[0] = 0  # the mean itself
-            fresh = project(mean[:, None] + std[:, None] * noise, self.action_bound)
+            fresh = self.around(mean, std, self.noise(self.drawn(iteration), generator, s))
             candidates = torch.cat([fresh, candidates], 1)
             total = torch.cat([search.evaluate(fresh), total], 1)
             total, best = total.topk(self.elites, largest=False)

@@ -8,20 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from lightning_jepa.actor.planners.shooting import (
-    Search,
-    check_colour,
-    check_counts,
-    check_positive,
-    coloured_noise,
-    project,
-    warm_start,
-)
+from lightning_jepa.actor.planners.shooting import Search, Shooting, check_counts, check_positive, warm_start
 from lightning_jepa.protocols import Cost, WorldModel
 from lightning_jepa.types import Modulation, Plan
 
 
-class MPPI:
+class MPPI(Shooting):
     """Mode-2 by path integrals: the mean moves to the average of all candidates, weighted by exp(-F / temperature).
 
     F is first brought to the same scale in every episode: 0 at the best candidate and 1 at the average one, so that one
@@ -31,13 +23,8 @@ class MPPI:
     Args:
         samples: candidates in each iteration.
         iterations: rounds of drawing and averaging.
-        horizon: actions in a candidate.
-        action_size: numbers in an action.
-        action_bound: largest norm of an action.
+        horizon, action_size, action_bound, spread, colour, memory_mb: see `Shooting`.
         temperature: how fast weights fall with the scaled energy; towards 0 only the best candidate counts.
-        spread: standard deviation of the noise, in units of `action_bound`.
-        colour: temporal correlation of the noise, see `coloured_noise`.
-        memory_mb: bound on the imagined states held at once.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -55,12 +42,10 @@ class MPPI:
         colour: float = 2.0,
         memory_mb: float = 256.0,
     ) -> None:
-        check_counts(samples=samples, iterations=iterations, horizon=horizon, action_size=action_size)
-        check_positive(action_bound=action_bound, temperature=temperature, spread=spread, memory_mb=memory_mb)
-        check_colour(colour)
-        self.samples, self.iterations, self.horizon = samples, iterations, horizon
-        self.action_size, self.action_bound = action_size, action_bound
-        self.temperature, self.spread, self.colour, self.memory_mb = temperature, spread, colour, memory_mb
+        super().__init__(horizon, action_size, action_bound, spread, colour, memory_mb)
+        check_counts(samples=samples, iterations=iterations)
+        check_positive(temperature=temperature)
+        self.samples, self.iterations, self.temperature = samples, iterations, temperature
 
     @torch.no_grad()
     def plan(
@@ -76,10 +61,8 @@ class MPPI:
         search = Search(s, world_model, cost, modulation, self.memory_mb)
         mean = warm_start(start, s, self.horizon, self.action_size)
         for _ in range(self.iterations):
-            noise = coloured_noise(self.samples, self.horizon, self.action_size, self.colour, generator, s)
-            noise[0] = 0
-            noise = noise * self.spread * self.action_bound
-            candidates = project(mean[:, None] + noise, self.action_bound)
+            noise = self.noise(self.samples, generator, s)
+            candidates = self.around(mean, self.spread * self.action_bound, noise)
             excess = search.evaluate(candidates)
             excess = excess - excess.amin(1, keepdim=True)
             excess = excess / excess.mean(1, keepdim=True).clamp_min(1e-12)

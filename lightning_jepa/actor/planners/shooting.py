@@ -111,6 +111,42 @@ class Search:
             self._best = found
 
 
+class Shooting:
+    """What planners that draw whole action sequences have in common.
+
+    Args:
+        horizon: actions in a candidate.
+        action_size: numbers in an action.
+        action_bound: largest norm of an action.
+        spread: standard deviation of what is drawn, in units of `action_bound`.
+        colour: temporal correlation of the noise, see `coloured_noise`.
+        memory_mb: bound on the imagined states held at once.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self, horizon: int, action_size: int, action_bound: float, spread: float, colour: float, memory_mb: float
+    ) -> None:
+        check_counts(horizon=horizon, action_size=action_size)
+        check_positive(action_bound=action_bound, spread=spread, memory_mb=memory_mb)
+        check_colour(colour)
+        self.horizon, self.action_size, self.action_bound = horizon, action_size, action_bound
+        self.spread, self.colour, self.memory_mb = spread, colour, memory_mb
+
+    def noise(self, count: int, generator: Generator | None, like: Tensor) -> Tensor:
+        """Unit noise [S, H, A] for `count` candidates; none for the first, so that the mean itself competes."""
+        noise = coloured_noise(count, self.horizon, self.action_size, self.colour, generator, like)
+        noise[0] = 0
+        return noise
+
+    def around(self, mean: Tensor, std: Tensor | float, noise: Tensor) -> Tensor:
+        """Candidates [B, S, H, A] that the world allows: mean [B, H, A], plus noise [S, H, A] times std [B, H, A]."""
+        std = std[:, None] if isinstance(std, Tensor) else std
+        return project(mean[:, None] + std * noise, self.action_bound)
+
+
 def pick(values: Tensor, index: Tensor) -> Tensor:
     """Entries [B, E, ...] of values [B, S, ...] at index [B, E]."""
     return values[torch.arange(len(values), device=values.device)[:, None], index]
