@@ -80,7 +80,7 @@ def test_advance_is_step_without_side_effects() -> None:
     actions = torch.randn(16, 5, 2, generator=generator) * 3
     ends = world.advance(before[:, None].expand(-1, 5, -1), actions)
     assert torch.equal(world.state, before)
-    world.step(actions[:, 2])
+    world.step(actions[:, 2].double())  # whatever a policy computes in
     assert torch.equal(world.state, ends[:, 2])
 
 

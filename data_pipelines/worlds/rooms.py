@@ -91,8 +91,8 @@ class RoomsWorld:
         return self.render()
 
     def step(self, actions: Tensor) -> Tensor:
-        """Displace the agents by actions [B, 2], pixels; returns the next observations."""
-        self.state = self.advance(self.state[:, None], actions[:, None])[:, 0]
+        """Displace the agents by actions [B, 2], pixels, from any device; returns the next observations."""
+        self.state = self.advance(self.state[:, None], actions[:, None].to(self.state))[:, 0]
         return self.render()
 
     def advance(self, states: Tensor, actions: Tensor) -> Tensor:

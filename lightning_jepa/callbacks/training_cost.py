@@ -7,8 +7,6 @@ from typing import Any
 
 import lightning as L
 
-from data_pipelines.datamodule import EpisodeData
-
 
 class TrainingCost(L.Callback):
     """Count wall time from the start of fit (validation included) and the observations that were trained on.
@@ -22,10 +20,11 @@ class TrainingCost(L.Callback):
         self.clock: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, and look up how large the data set of the shared data module is."""
+        """Start the clock, and look up how large the data set is, if the data module has a manifest."""
         self.clock = time.monotonic()
-        if isinstance(trainer.datamodule, EpisodeData):  # type: ignore[attr-defined]
-            self.train_transitions = trainer.datamodule.manifest.transitions  # type: ignore[attr-defined]
+        data: Any = getattr(trainer, "datamodule", None)
+        if hasattr(data, "manifest"):
+            self.train_transitions = data.manifest.transitions
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
