@@ -1,0 +1,130 @@
+"""Graph search: V(i) = min_k steps(i, k) + V(successor(i, k)) over imagined states, and what a planner does with it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from plane import GOALS, MAKE, SPACE, STARTS, Plane, plan
+from torch import Generator, Tensor, nn
+
+from lightning_jepa.actor.planners.graph import GraphSearch, farthest, steps_to_go
+from lightning_jepa.cost.goal import GoalEnergy
+from lightning_jepa.protocols import Planner
+from lightning_jepa.types import Modulation
+
+SHORT = partial(MAKE["cem"], samples=32, iterations=3, horizon=6)
+GRAPH = partial(
+    GraphSearch,
+    metric=None,
+    rounds=3,
+    origins=16,
+    walks=8,
+    walk_steps=10,
+    nodes=192,
+    branches=12,
+    branch_steps=2,
+    **SPACE,
+)
+HERE, THERE = torch.tensor([[-3.0, -2.0], [-2.0, 0.0]]), torch.tensor([[3.0, -2.0], [4.0, 0.0]])
+
+
+def control(planner: Planner, steps: int = 30) -> tuple[Tensor, Plane]:
+    """Where receding-horizon control ends, planning anew after every third action."""
+    model, at, modulation = Plane(wall=True), HERE, Modulation(THERE)
+    generator, left = Generator().manual_seed(0), None
+    for _ in range(steps // 3):
+        found = planner.plan(at, model, GoalEnergy(), modulation, left, generator)
+        at, left = found.states[:, 2], found.actions[:, 3:]
+    return at, model
+
+
+def test_graph_search_goes_around_a_wall_where_straight_distance_fails() -> None:
+    straight, _ = control(SHORT())
+    around, _ = control(GRAPH(SHORT()))
+    assert ((straight - THERE).norm(dim=-1) > 3).all()
+    assert ((around - THERE).norm(dim=-1) < 1).all()
+
+
+def test_the_graphs_cost_is_about_the_steps_to_go() -> None:
+    cost = GRAPH(SHORT()).build(HERE, Plane(wall=True), THERE, Generator().manual_seed(0))
+    places = torch.tensor([[-3.0, -2.0], [-2.0, 3.0], [-1.1, 0.0], [1.1, 0.0], [2.0, 3.0]])
+    corner = torch.tensor([1.0, 3.0])
+    way = (places - corner * torch.tensor([-1.0, 1.0])).norm(dim=-1) + 2 + (corner - THERE[0]).norm()
+    way[3:] = (places[3:] - THERE[0]).norm(dim=-1)
+    found = cost(places.expand(2, 1, -1, -1), torch.zeros(2, 1, 5, 2), Modulation(THERE))[0, 0]
+    assert (found > way - 1).all()
+    assert (found < 1.6 * way + 1).all()
+    assert cost(THERE[:, None, None], torch.zeros(2, 1, 1, 2), Modulation(THERE)).eq(0).all()
+    tight = GRAPH(SHORT(), memory_mb=0.001).build(HERE, Plane(wall=True), THERE, Generator().manual_seed(0))
+    torch.testing.assert_close(
+        tight(places.expand(2, 1, -1, -1), torch.zeros(2, 1, 5, 2), Modulation(THERE))[0, 0], found
+    )
+
+
+def test_the_graph_is_built_once_for_each_goal_and_counted() -> None:
+    planner, model = GRAPH(SHORT()), Plane()
+    own, modulation = 32 * 3 * 6, Modulation(GOALS)
+    first = planner.plan(STARTS, model, GoalEnergy(), modulation)
+    assert first.evaluations == planner.build_evaluations + own == model.steps
+    assert planner.plan(STARTS, model, GoalEnergy(), modulation).evaluations == own
+    assert planner.plan(STARTS, model, GoalEnergy(), Modulation(GOALS.clone())).evaluations == first.evaluations
+
+
+def test_the_graph_leaves_room_for_gradients() -> None:
+    found = plan(GRAPH(MAKE["gradient"](), reach=1.0))
+    assert ((found.states[:, -1] - GOALS).norm(dim=-1) < 1).all()
+
+
+def test_the_graph_measures_in_the_space_of_the_metric() -> None:
+    class Doubled(nn.Module):
+        def forward(self, s: Tensor) -> Tensor:
+            return torch.cat([2 * s, torch.zeros_like(s)], -1)
+
+    plain, doubled = (
+        GRAPH(SHORT(), metric=metric).build(HERE, Plane(), THERE, Generator().manual_seed(0))
+        for metric in (None, Doubled())
+    )
+    torch.testing.assert_close(doubled.unit, 2 * plain.unit, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(doubled.to_go.mean(), plain.to_go.mean(), atol=0.5, rtol=0.1)
+
+
+def test_a_goal_that_nothing_leads_to_is_still_approached() -> None:
+    class Closed(Plane):
+        def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+            side = s[:, None, None, :1].sign()
+            states = super().rollout(s, actions)
+            return torch.cat([states[..., :1].abs().clamp_min(0.5) * side, states[..., 1:]], -1)
+
+    cost = GRAPH(SHORT()).build(HERE, Closed(), THERE, Generator().manual_seed(0))
+    assert torch.isfinite(cost.to_go).all()
+    near, far = torch.tensor([-1.0, 0.0]), torch.tensor([-6.0, 0.0])
+    places = torch.stack([near, far]).expand(2, 1, 2, 2)
+    energy = cost(places, torch.zeros(2, 1, 2, 2), Modulation(THERE))[:, 0]
+    assert (energy[:, 0] < energy[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"nodes": 15}, {"nodes": 16 * 8 * 10 + 1}, {"rounds": 0}, {"walks": 0}, {"colour": 9}], ids=str
+)
+def test_graph_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"planner.{next(iter(wrong))}=.*expected"):
+        GRAPH(SHORT(), **wrong)
+
+
+def test_farthest_points_cover_the_rest() -> None:
+    points = torch.rand(3, 200, 2, generator=Generator().manual_seed(0))
+    chosen, spacing = farthest(points, 20)
+    rest = torch.cdist(points, points[torch.arange(3)[:, None], chosen]).amin(-1).amax(1)
+    torch.testing.assert_close(spacing, rest)
+    assert (chosen[:, 0] == 0).all()
+    assert all(len(set(row.tolist())) == 20 for row in chosen)
+
+
+def test_relaxation_solves_bellmans_equation() -> None:
+    """A chain 3 -> 2 -> 1 -> 0 with a shortcut 3 -> 1 that is longer, and a node from which nothing leads on."""
+    successor = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 1, 4, 4]])
+    edge = torch.tensor([[1.0, 1, 2, 5, 1, 3, 1, 4, 1, 1]])
+    known = torch.tensor([[0.0, torch.inf, torch.inf, torch.inf, torch.inf]])
+    assert steps_to_go(successor, edge, known).tolist() == [[0, 2, 3, 4, torch.inf]]

@@ -1,0 +1,135 @@
+"""The loss of pretraining: sum_i weight_i term_i, with gradients through both branches."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pretraining import SIZE, WEIGHTS, collect_shards, data, first_batch, stage, trainer
+from torch import nn
+
+from lightning_jepa.world_model.criteria.temporal_contrast import TemporalContrast
+from lightning_jepa.world_model.metric import MetricSpace
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return collect_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.mark.parametrize("stride", [1, 6])
+def test_temporal_contrast_is_its_equation(stride: int) -> None:
+    """contrast = - mean over both directions of log exp(-F(t, t')) / sum_{u != t} exp(-F(t, u)), t' the next or last,
+    F(t, u) = |v[t] - v[u]|^2 / stride."""
+    states = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    v = states.double().numpy()
+    energy = np.square(v[:, :, None] - v[:, None]).sum(-1) / stride
+    terms = []
+    for episode in energy:
+        for t, other in [(t, t + 1) for t in range(4)] + [(t, t - 1) for t in range(1, 5)]:
+            likely = np.exp(-np.delete(episode[t], t)).sum()
+            terms.append(episode[t, other] + np.log(likely))
+    found = TemporalContrast(nn.Identity())(states, stride)
+    assert found.keys() == {"contrast"}
+    assert float(found["contrast"]) == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_temporal_contrast_teaches_metric_and_states() -> None:
+    states = torch.randn(2, 4, SIZE, requires_grad=True)
+    contrast = TemporalContrast(MetricSpace(SIZE, hidden=8))
+    contrast(states, 2)["contrast"].backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in (states, *contrast.parameters()))
+
+
+def test_all_levels_teach_the_geometry(shards: str) -> None:
+    """Its term is the mean of those of each level, at that level's stride."""
+    module, batch = stage(), first_batch(shards)
+    terms, states = module.terms(batch)
+    coarse = module.geometry(module.jepa.encode(batch[1].observations), 6)["contrast"]
+    assert torch.allclose(terms["contrast"], (module.geometry(states, 1)["contrast"] + coarse) / 2)
+
+
+def test_what_the_geometry_refuses() -> None:
+    with pytest.raises(ValueError, match="windows of 2 states: a contrast over time needs at least 3"):
+        TemporalContrast(nn.Identity())(torch.randn(2, 2, 3), 1)
+    with pytest.raises(ValueError, match=r"states of 7 numbers, .* for 8: set geometry.metric.state_size to 7"):
+        MetricSpace(8)(torch.randn(2, 7))
+
+
+def test_the_metric_is_the_geometrys_or_none() -> None:
+    assert isinstance(stage().metric, MetricSpace)
+    states = torch.randn(2, 3)
+    assert stage(geometry=None).metric(states) is states
+
+
+def test_prediction_sends_gradients_through_both_branches(shards: str) -> None:
+    """E = |s[t+k] - Pred(s[t], a)|^2: the start s[0] and the targets s[1..4] of the one prediction get a gradient."""
+    terms, states = stage().terms(first_batch(shards))
+    (grad,) = torch.autograd.grad(terms["prediction"], states)
+    assert (grad.abs().sum((0, 2)) > 0).all()
+    targets = grad[:, 1:]
+    actions = first_batch(shards)[0].actions[:, :, 0]
+    module = stage()
+    expected = 2 * (states[:, 1:] - module.jepa.predict(states[:, 0], actions)) / (len(states) * 4 * SIZE)
+    assert torch.allclose(targets, expected, atol=1e-7)
+
+
+def test_every_weight_learns(shards: str) -> None:
+    module = stage()
+    nn.init.normal_(module.jepa.predictor.last.weight)  # zero at first, which hides the layers below from the loss
+    terms, _ = module.terms(first_batch(shards))
+    assert terms.keys() == WEIGHTS.keys()
+    torch.stack(list(terms.values())).sum().backward()
+    assert [name for name, weight in module.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
+def test_actions_reach_criteria_in_units_of_the_action_scale(shards: str) -> None:
+    module, batch = stage(), first_batch(shards)
+    for weight in module.criteria["inverse_dynamics"].parameters():
+        nn.init.zeros_(weight)
+    terms, _ = module.terms(batch)
+    assert torch.allclose(terms["inverse_dynamics"], (batch[0].actions / 2.45).square().mean())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "levels", "message"),
+    [
+        (
+            {"weights": {**WEIGHTS, "variants": 1.0}},
+            None,
+            r"stage.weights has .*'variants'.* give .*: name exactly these",
+        ),
+        ({"weights": {"prediction": 1.0}}, None, r"stage.weights has \['prediction'\], the criteria give"),
+        ({}, [{"length": 5, "stride": 2}] * 2, r"2 steps apart.* give the first of data.levels stride 1"),
+        ({"horizon": 5}, None, "horizon=5"),
+    ],
+)
+def test_what_a_batch_must_fit(
+    arguments: dict[str, Any], levels: Any, message: str, shards: str, tmp_path: Path
+) -> None:
+    given = {} if levels is None else {"levels": levels}
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(stage(**arguments), data(shards, **given))
+
+
+def test_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    module = stage(warm_up=0.25)
+    module.trainer = SimpleNamespace(estimated_stepping_batches=20)
+    found = module.configure_optimizers()
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]
+    assert schedule["interval"] == "step"
+    given = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    assert given == {id(weight) for weight in module.parameters()}
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"] / 1e-3)
+        optimizer.step()
+        schedule["scheduler"].step()
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[5:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(5, 20)])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
