@@ -14,12 +14,17 @@ from lightning_jepa.paths import CONF
 def evaluate(cfg: DictConfig) -> Path:
     """Run `cfg.evaluation` on the stage in `cfg.checkpoint`; figures and numbers go to the run's folder.
 
+    With `resume=auto`, an exam that the run's folder already holds is not taken again, if it was the same exam of the
+    same training.
+
     Returns:
-        The results file of this seed, `seed_<n>.json`, in which the checkpoint's training cost is entered too.
+        The results file of this seed, `seed_<n>.json`.
 
     Raises:
         ValueError: if no checkpoint is given or it does not fit.
     """
+    import json
+
     import lightning as L
 
     from lightning_jepa import checkpoint, tracking
@@ -31,11 +36,17 @@ def evaluate(cfg: DictConfig) -> Path:
     stage = checkpoint.load_stage(cfg.checkpoint)
     cost = checkpoint.training_cost(cfg.checkpoint)
     exam, out = build(cfg.evaluation), Path(cfg.paths.out)
+    path, memo = out / f"seed_{cfg.seed}.json", out / "exam.json"
+    asked = json.dumps({"evaluation": tracking.plain(cfg)["evaluation"], "training": cost}, indent=1)
+    if cfg.resume == "auto" and path.is_file() and memo.is_file() and memo.read_text() == asked:
+        return path
+    memo.unlink(missing_ok=True)
     with tracking.tracked(cfg, "evaluate") as logger:
         metrics = exam.run(stage, cfg.seed, out, cost)
         logger.log_metrics({f"exam/{key}": value for key, value in metrics.items()})
         tracking.log_files(logger, out, "exam")
-    return out / f"seed_{cfg.seed}.json"
+    memo.write_text(asked)
+    return path
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")

@@ -110,6 +110,18 @@ def test_the_pipeline_resumes_in_the_same_runs(tiny: Compose, store: str) -> Non
     assert "trainer.max_epochs" in json.loads(pretrain.data.tags["param_drift"])
 
 
+def test_a_resumed_pipeline_does_not_repeat_an_exam_of_the_same_training(tiny: Compose, own_root: Path) -> None:
+    pipeline.pipeline(tiny("seeds=[0,1]"))
+    pictures = [own_root / "run" / f"evaluate_seed_{seed}" / "figure.txt" for seed in (0, 1)]
+    for again, retaken in (([], False), (["evaluation.experiment=other"], True), (["trainer.max_epochs=3"], True)):
+        for picture in pictures:
+            picture.unlink()
+        pipeline.pipeline(tiny("seeds=[0,1]", "resume=auto", *again))
+        assert [picture.exists() for picture in pictures] == [retaken, retaken]
+        for picture in pictures:
+            picture.touch()
+
+
 def test_the_pipeline_starts_at_any_stage(tiny: Compose, own_root: Path) -> None:
     assert pipeline.pipeline(tiny("stages=[collect,pretrain]")) is None
     written = pipeline.pipeline(tiny("stages=[evaluate]"))  # finds the checkpoint in the run's folder

@@ -135,7 +135,6 @@ def test_diagnosis_names_the_part_that_bounds(world, tasks):
         world_model=Centroid(),
         cost=PixelDistance(),
         decode=lambda s: s,
-        planner=Sampler(),
         true_planner=Sampler(),
         search=Sampler(),
         larger=Sampler(),
@@ -145,4 +144,4 @@ def test_diagnosis_names_the_part_that_bounds(world, tasks):
     assert success["true_all"] >= success["true_contact_cost"] - 1
     assert success["true_all"] == 4
     assert success["goal_energy"] < 4
-    assert success["agent"] == success["agent_larger"] == success["goal_energy"]
+    assert success["agent_larger"] == success["goal_energy"]

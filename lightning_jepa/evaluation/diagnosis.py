@@ -102,7 +102,6 @@ def diagnose(
     world_model: WorldModel,
     cost: Cost,
     decode: Decode,
-    planner: Planner,
     true_planner: Planner,
     larger: Planner | None,
     search: Planner,
@@ -111,17 +110,16 @@ def diagnose(
     batch: int = 50,
     progress: Progress | None = None,
 ) -> dict[str, Episodes]:
-    """One row for each swap, all on the same tasks, named as in the module's docstring.
+    """One row for each swap, all on the same tasks, named as in the module's docstring, but the agent's own.
 
-    `planner` is the agent's, `true_planner` the same for true positions, `larger` the same with a larger budget, and
-    `search` minimises whatever cost it is given.
+    `true_planner` is the agent's for true positions, `larger` the agent's with a larger budget, and `search` minimises
+    whatever cost it is given.
     """
     truth = TrueDynamics(world)
     ways, place = Ways(), EnergyOfPlace(world_model, cost)
     way, decoded = WayLength(ways, lambda s: s), WayLength(ways, decode)
     perceived = PerceivedWayLength(ways, world_model, decode)
     policies: Mapping[str, AgentPolicy] = {
-        "agent": AgentPolicy(make_agent(world_model, cost, planner)),
         "agent_true_contact": AgentPolicy(make_agent(truth, PixelDistance(), true_planner)),
         "goal_energy": AgentPolicy(make_agent(world_model, cost, search)),
         "true_contact": AgentPolicy(make_agent(truth, place, search), place.prepare),

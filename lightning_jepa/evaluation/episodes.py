@@ -100,6 +100,13 @@ class Episodes:
     seconds_per_decision: float
     evaluations_per_decision: float
 
+    def first(self, count: int) -> Episodes:
+        """Those of the first tasks; times are those of all."""
+        parts = (self.positions[:count], self.distance[:count], self.final[:count], self.ever[:count])
+        return Episodes(
+            first_tasks(self.tasks, count), *parts, self.seconds_per_decision, self.evaluations_per_decision
+        )
+
     def rows(self) -> Rows:
         """Success at the last and at any step, world-model steps and milliseconds for each decision."""
         return {

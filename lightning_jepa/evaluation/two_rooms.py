@@ -75,7 +75,7 @@ class TwoRoomsExam:
         agent: the agent, which lacks `world_model`, `cost`, `planner` and `seed`.
         episodes: tasks of the main row and the floors.
         planner_episodes: tasks of each row of the planner table, and of planning with the true dynamics.
-        diagnosis_episodes: tasks of each row of the diagnosis; 0 leaves it out.
+        diagnosis_episodes: tasks of each row of the diagnosis, at most `episodes`; 0 leaves it out.
         batch: episodes at once.
         radius: success is being this near to the goal, pixels.
         probe_walks, test_walks, pushes, rank_layouts: see `WorldModelExam`.
@@ -112,7 +112,7 @@ class TwoRoomsExam:
         self.planner, self.planners, self.larger, self.search = planner, planners, larger, search
         self.cost, self.agent = cost, agent
         self.tasks, self.fewer = first_tasks(tasks, episodes), first_tasks(tasks, planner_episodes)
-        self.diagnosed = first_tasks(tasks, diagnosis_episodes) if diagnosis_episodes else None
+        self.diagnosed = first_tasks(self.tasks, diagnosis_episodes) if diagnosis_episodes else None
         self.world_model_exam = WorldModelExam(world, probe_walks, test_walks, pushes, rank_layouts)
         self.targets = {key: dict(target) for key, target in (targets or {}).items()}
         self.protocol = {
@@ -152,13 +152,13 @@ class TwoRoomsExam:
                 table[name] = self._episodes(policy, self.fewer, bar, f"planner {name}").rows()
             tables: dict[str, dict[str, Rows]] = {"planners": table}
             if self.diagnosed is not None:
-                runs = diagnose(
+                runs = {"agent": main.first(len(self.diagnosed.layouts))}
+                runs |= diagnose(
                     self.world,
                     self.diagnosed,
                     world_model=jepa,
                     cost=cost,
                     decode=model.probe,
-                    planner=planner,
                     true_planner=_complete(self.planner, None),
                     search=self.search,
                     larger=None if self.larger is None else _complete(self.larger, metric),
