@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: setup ## Collect, pretrain, plan, measure: the whole of Two-Rooms (<= 40 minutes on 2 cores)
 	$(BIN)/python -m lightning_jepa.pipeline experiment=two_rooms $(ARGS)
-	$(BIN)/python -m lightning_jepa.evaluation.readme
+	$(BIN)/python -m lightning_jepa.evaluation.tables
 
 quick: setup ## The same chain in <= 5 minutes; its success rate means nothing yet
 	$(BIN)/python -m lightning_jepa.pipeline experiment=two_rooms_quick $(ARGS)
@@ -35,7 +35,7 @@ test: setup ## Run the tests
 
 results: setup ## Repeat EXPERIMENT with all SEEDS and write results/EXPERIMENT.json
 	$(BIN)/python -m lightning_jepa.pipeline experiment=$(EXPERIMENT) 'seeds=$(SEEDS)' $(ARGS)
-	$(BIN)/python -m lightning_jepa.evaluation.readme
+	$(BIN)/python -m lightning_jepa.evaluation.tables
 
 ui: setup ## Open the MLflow page on http://127.0.0.1:5000 (PORT=...)
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \

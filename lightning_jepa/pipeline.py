@@ -59,8 +59,8 @@ def main(cfg: DictConfig) -> None:
     """The command line."""
     written = pipeline(cfg)
     if written is not None:
-        from lightning_jepa.evaluation.readme import summary
         from lightning_jepa.evaluation.results import load
+        from lightning_jepa.evaluation.tables import summary
 
         print(summary(load(written)))
     print(f"results: {written or 'none, evaluate was not among the stages'}")

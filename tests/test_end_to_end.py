@@ -23,8 +23,8 @@ from data_pipelines.shards import verify
 from lightning_jepa import checkpoint, pipeline, train
 from lightning_jepa.build import build
 from lightning_jepa.evaluation import results
-from lightning_jepa.evaluation.readme import readme_table, summary
 from lightning_jepa.evaluation.results import Results
+from lightning_jepa.evaluation.tables import main_tables, summary
 from lightning_jepa.paths import CONF
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ def test_evaluate_leaves_numbers(chain: Chain) -> None:
     assert found.cost["train_frames"] == FRAMES
     assert found.cost["train_seconds"] > 0
     assert summary(found).endswith("note: a test")
-    assert "open-loop position error at 16 steps, px" in readme_table(found)
+    assert "open-loop position error at 16 steps, px" in main_tables(found)
 
 
 def test_evaluate_leaves_pictures(chain: Chain) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_jepa.evaluation import provenance, readme, results
+from lightning_jepa.evaluation import provenance, results, tables
 from lightning_jepa.evaluation.intervals import mean_interval, wilson
 from lightning_jepa.evaluation.results import Figure, Results, load, mean, merge, proportion, save
 
@@ -145,43 +145,54 @@ def test_seeds_that_do_not_belong_together_are_refused(tmp_path):
         merge([], tmp_path / "merged.json")
 
 
-def test_the_table_shows_values_targets_controls_and_floors():
-    table = readme.readme_table(made())
+def test_the_tables_show_values_targets_controls_and_floors():
+    table = tables.main_tables(made())
     assert "| success (`mode2_success`) | 0.97 [0.915, 0.99] | 100 | >= 0.97 (met) |  |" in table
     assert "<= 1.0 (missed) | copy last 10" in table
     assert "| random | 0.01 [" in table
-    assert "| cem | 100 | 0.9 [" in table
-    assert "7,680" in table
     assert "train seconds | 900" in table
     widths = {line.count("|") for line in table.split("\n\n")[0].splitlines()}
     assert widths == {6}
+    further = tables.further_table(made(), "planners")
+    assert "| cem | 100 | 0.9 [" in further
+    assert "7,680" in further
 
 
-def test_the_readme_is_filled_between_its_marks_and_twice_is_once(tmp_path):
+def test_pages_are_filled_between_their_marks_and_twice_is_once(tmp_path):
     blocks = (
         "<!-- results:two_rooms -->\nold\n<!-- /results:two_rooms -->",
+        "<!-- results:two_rooms:planners -->\nold\n<!-- /results:two_rooms:planners -->",
         "<!-- results:none -->\nkept\n<!-- /results:none -->",
     )
     text = "\n".join(("before", *blocks, ""))
     page, folder = tmp_path / "README.md", tmp_path / "results"
     page.write_text(text)
     save(made(), folder / "two_rooms.json")
-    readme.main(["--readme", str(page), "--results", str(folder)])
+    tables.main([str(page), "--results", str(folder)])
     filled = page.read_text()
-    assert readme.readme_table(made()) in filled
+    assert tables.main_tables(made()) in filled
+    assert tables.further_table(made(), "planners") in filled
     assert "old" not in filled
     assert filled.startswith("before\n")
     assert "kept" in filled
-    readme.main(["--readme", str(page), "--results", str(folder)])
+    tables.main([str(page), "--results", str(folder)])
     assert page.read_text() == filled
+
+
+def test_a_page_or_a_table_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SystemExit):
-        readme.main(["--readme", str(tmp_path / "no.md")])
+        tables.main([str(tmp_path / "no.md")])
+    save(made(), tmp_path / "two_rooms.json")
+    with pytest.raises(ValueError, match=r"two_rooms have no table 'paths', only \['planners'\]"):
+        tables.refresh("<!-- results:two_rooms:paths -->\n<!-- /results:two_rooms:paths -->", tmp_path)
 
 
-def test_the_repositorys_readme_is_up_to_date():
-    page = ROOT / "README.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    assert readme.refresh(text, ROOT / "results") == text, "run: python -m lightning_jepa.evaluation.readme"
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_the_repositorys_pages_are_up_to_date(page):
+    text = page.read_text(encoding="utf-8")
+    assert tables.refresh(text, ROOT / "results") == text, "run: python -m lightning_jepa.evaluation.tables"
 
 
 def test_provenance_says_where_a_number_comes_from(tmp_path, monkeypatch):
@@ -193,5 +204,5 @@ def test_provenance_says_where_a_number_comes_from(tmp_path, monkeypatch):
 
 
 def test_numbers_are_short():
-    assert [readme.number(v) for v in (0.9712, 12.345, 4_000_000, 0.0, 1.0)] == ["0.971", "12.3", "4,000,000", "0", "1"]
+    assert [tables.number(v) for v in (0.9712, 12.345, 4_000_000, 0.0, 1.0)] == ["0.971", "12.3", "4,000,000", "0", "1"]
     assert results.mean([1.0]).low == 1.0

@@ -1,6 +1,7 @@
-"""The README's tables, made from the results files: `python -m lightning_jepa.evaluation.readme`; and their summary.
+"""The tables of README and docs, made from the results files: `python -m lightning_jepa.evaluation.tables`.
 
-Replaces what stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->` by the tables of results/NAME.json.
+Replaces what stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->` by the main tables of
+results/NAME.json, and between `<!-- results:NAME:TABLE -->` and its end by one of its further tables.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from lightning_jepa.evaluation.results import Figure, Results, Rows, load
 
-BLOCK = re.compile(r"(<!-- results:(?P<name>[\w.]+) -->\n).*?(<!-- /results:(?P=name) -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- results:(?P<mark>[\w.]+(:\w+)?) -->\n).*?(<!-- /results:(?P=mark) -->)", re.DOTALL)
 
 
 def number(value: float) -> str:
@@ -29,25 +30,33 @@ def cell(figure: Figure) -> str:
     return f"{number(figure.value)} [{number(figure.low)}, {number(figure.high)}]"
 
 
-def readme_table(results: Results) -> str:
-    """All tables of one experiment in Markdown: metrics with targets and controls, floors, further tables, cost."""
-    seeds = ", ".join(str(seed) for seed in results.seeds)
+def main_tables(results: Results) -> str:
+    """One experiment in Markdown: metrics with targets and controls, floors, cost, and how it was measured."""
     lines = [_table("metric | result [95 % interval] | n | target | controls", _metric_rows(results))]
     if results.floors:
         rows = [f"{_words(key)} | {cell(figure)} | {figure.n:,}" for key, figure in results.floors.items()]
         lines.append(_table("floor or ceiling | result [95 % interval] | n", rows))
-    for name, table in results.tables.items():
-        columns = list(next(iter(table.values()), {}))
-        header = f"{_words(name)} | n | " + " | ".join(_words(column) for column in columns)
-        rows = [_row(row, figures, columns) for row, figures in table.items()]
-        lines.append(_table(header, rows))
     costs = [_cost_row(results, key) for key in results.cost if key not in results.metrics]
     if costs:
         lines.append(_table("cost | value | target", costs))
     protocol = "; ".join(f"{_words(key)}: {value}" for key, value in results.protocol.items())
-    where = f"Seeds {seeds}, {results.date}, commit {results.git}, {results.machine}."
-    lines.append(f"{where} {protocol}.")
+    seeds = ", ".join(str(seed) for seed in results.seeds)
+    lines.append(f"Seeds {seeds}, {results.date}, commit {results.git}, {results.machine}. {protocol}.")
     return "\n\n".join(lines) + "\n"
+
+
+def further_table(results: Results, name: str) -> str:
+    """One of the experiment's further tables (planners, diagnosis, ...) in Markdown.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    if name not in results.tables:
+        raise ValueError(f"the results of {results.experiment} have no table {name!r}, only {list(results.tables)}")
+    table = results.tables[name]
+    columns = list(next(iter(table.values()), {}))
+    header = f"{_words(name)} | n | " + " | ".join(_words(column) for column in columns)
+    return _table(header, [_row(row, figures, columns) for row, figures in table.items()]) + "\n"
 
 
 def summary(results: Results) -> str:
@@ -63,11 +72,20 @@ def summary(results: Results) -> str:
 
 
 def refresh(text: str, folder: Path) -> str:
-    """The text with each marked block filled from its results file; blocks without a file stay as they are."""
+    """The text with each marked block filled from its results file; blocks without a file stay as they are.
+
+    Raises:
+        ValueError: if a block asks for a table that the file does not have.
+    """
 
     def fill(match: re.Match[str]) -> str:
-        path = folder / f"{match['name']}.json"
-        return f"{match[1]}{readme_table(load(path))}{match[3]}" if path.exists() else match[0]
+        name, _, table = match["mark"].partition(":")
+        path = folder / f"{name}.json"
+        if not path.exists():
+            return match[0]
+        results = load(path)
+        filled = further_table(results, table) if table else main_tables(results)
+        return f"{match[1]}{filled}{match.groups()[-1]}"
 
     return BLOCK.sub(fill, text)
 
@@ -112,17 +130,17 @@ def _words(key: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Rewrite the README in place."""
-    parser = argparse.ArgumentParser(description="Fill the README's tables from the results files.")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    """Rewrite the pages in place."""
+    parser = argparse.ArgumentParser(description="Fill the tables of README.md and docs/ from the results files.")
+    parser.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), *sorted(Path("docs").glob("*.md"))])
     parser.add_argument("--results", type=Path, default=Path("results"))
     given = parser.parse_args(arguments)
-    if not given.readme.is_file():
-        parser.error(f"{given.readme} does not exist: run this in the repository's root, or give --readme")
-    text = given.readme.read_text(encoding="utf-8")
-    fresh = refresh(text, given.results)
-    if fresh != text:
-        given.readme.write_text(fresh, encoding="utf-8")
+    for page in given.pages:
+        if not page.is_file():
+            parser.error(f"{page} does not exist: run this in the repository's root, or name the pages")
+    fresh = {page: refresh(page.read_text(encoding="utf-8"), given.results) for page in given.pages}
+    for page, text in fresh.items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
