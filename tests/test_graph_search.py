@@ -122,9 +122,17 @@ def test_farthest_points_cover_the_rest() -> None:
     assert all(len(set(row.tolist())) == 20 for row in chosen)
 
 
-def test_relaxation_solves_bellmans_equation() -> None:
-    """A chain 3 -> 2 -> 1 -> 0 with a shortcut 3 -> 1 that is longer, and a node from which nothing leads on."""
-    successor = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 1, 4, 4]])
-    edge = torch.tensor([[1.0, 1, 2, 5, 1, 3, 1, 4, 1, 1]])
+def test_relaxation_needs_two_moves_that_lead_on() -> None:
+    """A chain 3 -> 2 -> 1 -> 0 whose nodes have three moves, a short one that no other confirms, and a dead end."""
+    successor = torch.tensor([[[0, 0, 0], [0, 0, 1], [1, 1, 0], [2, 2, 1], [4, 4, 0]]])[..., None]
+    edge = torch.tensor([[[1.0, 1, 1], [2, 3, 1], [1, 1, 1], [1, 4, 1], [1, 1, 1]]])[..., None]
     known = torch.tensor([[0.0, torch.inf, torch.inf, torch.inf, torch.inf]])
-    assert steps_to_go(successor, edge, known).tolist() == [[0, 2, 3, 4, torch.inf]]
+    # 1: 1, 2 and 3 steps to 0 or back. 2: one step to 0, unconfirmed; else 1 + V(1). 3: 1 + V(2). 4: unconfirmed.
+    assert steps_to_go(successor, edge, known).tolist() == [[0, 3, 4, 5, torch.inf]]
+
+
+def test_of_the_places_that_a_move_passes_the_best_one_counts() -> None:
+    """Equation: min over l, before the second least over k."""
+    successor = torch.tensor([[[[0, 0], [0, 0]], [[1, 0], [0, 1]]]])
+    edge = torch.tensor([[[[1.0, 2], [1, 2]], [[1, 2], [3, 1]]]])
+    assert steps_to_go(successor, edge, torch.tensor([[0.0, torch.inf]])).tolist() == [[0, 3]]

@@ -172,7 +172,9 @@ class GraphSearch:
         unit = (moved / steps).median(1).values.clamp_min(1e-9)
         straight = (places - places[:, :1]).norm(dim=-1)
         at_goal = (straight / unit[:, None]).masked_fill(straight > spacing[:, None], torch.inf)
-        to_go = steps_to_go(successor, steps + off / unit[:, None], at_goal)
+        shape = (len(s), self.nodes, self.branches, self.branch_steps)
+        edge = (steps + off / unit[:, None]).view(shape)
+        to_go = steps_to_go(successor.view(shape), edge, at_goal)
         # Where no way to the goal was imagined, the straight one is the best guess, and worse than any that was.
         worst = to_go.masked_fill(to_go.isinf(), 0).amax(1, keepdim=True)
         to_go = torch.where(to_go.isinf(), worst + straight / unit[:, None], to_go)
@@ -226,19 +228,23 @@ def farthest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def steps_to_go(successor: Tensor, edge: Tensor, known: Tensor) -> Tensor:
-    """Bellman's equation by relaxation: V(i) = min(known(i), min_k edge(i, k) + V(successor(i, k))).
+    """Bellman's equation by relaxation, V(i) = min(known(i), second least over k of min_l edge(i, k, l) + V(j)).
+
+    The second least, so that a way needs two moves that lead there: a model that leaks through a wall in one push of a
+    thousand has such a push somewhere among thousands of edges, and the least would seek out exactly that one.
 
     Args:
-        successor: node at the end of each of the K edges of each node, [B, N * K].
-        edge: their lengths, [B, N * K].
+        successor: j, the node next to each of the L places that each of the K moves from a node passes, [B, N, K, L].
+        edge: steps to there, [B, N, K, L].
         known: V of nodes at the goal, infinite for the others, [B, N].
 
     Returns:
-        V [B, N], infinite where no edge leads on to the goal.
+        V [B, N], infinite where no two moves lead on to the goal.
     """
-    to_go = known
+    to_go, flat = known, successor.flatten(1)
     for _ in range(known.shape[1]):
-        shorter = torch.minimum(to_go, (edge + to_go.gather(1, successor)).view(*known.shape, -1).amin(-1))
+        moves = (edge + to_go.gather(1, flat).view_as(edge)).amin(-1)
+        shorter = torch.minimum(to_go, moves.kthvalue(min(2, moves.shape[-1])).values)
         if torch.equal(shorter, to_go):
             break
         to_go = shorter
