@@ -106,7 +106,7 @@ def test_a_goal_that_nothing_leads_to_is_still_approached() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"nodes": 15}, {"nodes": 16 * 8 * 10 + 1}, {"rounds": 0}, {"walks": 0}, {"colour": 9}], ids=str
+    "wrong", [{"nodes": 15}, {"nodes": 16 * 8 * 10 + 1}, {"rounds": 0}, {"branches": 1}, {"colour": 9}], ids=str
 )
 def test_graph_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"planner.{next(iter(wrong))}=.*expected"):

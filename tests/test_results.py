@@ -179,12 +179,18 @@ def test_pages_are_filled_between_their_marks_and_twice_is_once(tmp_path):
     assert page.read_text() == filled
 
 
-def test_a_page_or_a_table_that_is_not_there_is_named(tmp_path):
+def test_a_page_or_a_table_that_is_not_there_is_named_and_nothing_is_changed(tmp_path, capsys):
     with pytest.raises(SystemExit):
         tables.main([str(tmp_path / "no.md")])
+    assert "no.md does not exist" in capsys.readouterr().err
     save(made(), tmp_path / "two_rooms.json")
-    with pytest.raises(ValueError, match=r"two_rooms have no table 'paths', only \['planners'\]"):
-        tables.refresh("<!-- results:two_rooms:paths -->\n<!-- /results:two_rooms:paths -->", tmp_path)
+    good, bad = tmp_path / "good.md", tmp_path / "bad.md"
+    good.write_text("<!-- results:two_rooms -->\n<!-- /results:two_rooms -->")
+    bad.write_text("<!-- results:two_rooms:paths -->\n<!-- /results:two_rooms:paths -->")
+    with pytest.raises(SystemExit):
+        tables.main([str(good), str(bad), "--results", str(tmp_path)])
+    assert "two_rooms have no table 'paths', only ['planners']: no page was changed" in capsys.readouterr().err
+    assert good.read_text() == "<!-- results:two_rooms -->\n<!-- /results:two_rooms -->"
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,10 @@ def main(arguments: list[str] | None = None) -> None:
     for page in given.pages:
         if not page.is_file():
             parser.error(f"{page} does not exist: run this in the repository's root, or name the pages")
-    fresh = {page: refresh(page.read_text(encoding="utf-8"), given.results) for page in given.pages}
+    try:
+        fresh = {page: refresh(page.read_text(encoding="utf-8"), given.results) for page in given.pages}
+    except ValueError as error:
+        parser.error(f"{error}: no page was changed")
     for page, text in fresh.items():
         page.write_text(text, encoding="utf-8")
 

@@ -110,6 +110,8 @@ class GraphSearch:
         check_counts(branches=branches, branch_steps=branch_steps, action_size=action_size)
         check_positive(action_bound=action_bound, reach=reach, memory_mb=memory_mb)
         check_colour(colour)
+        if branches < 2:
+            raise ValueError(f"planner.branches={branches}: expected 2 or more, a way needs two moves that lead there")
         found = origins * walks * walk_steps
         if not max(2, origins) <= nodes <= found:
             raise ValueError(
@@ -119,13 +121,8 @@ class GraphSearch:
         self.planner, self.metric = planner, metric if metric is not None else nn.Identity()
         self.rounds, self.origins, self.walks, self.walk_steps = rounds, origins, walks, walk_steps
         self.nodes, self.branches, self.branch_steps = nodes, branches, branch_steps
-        self.action_size, self.action_bound, self.reach, self.colour, self.memory_mb = (
-            action_size,
-            action_bound,
-            reach,
-            colour,
-            memory_mb,
-        )
+        self.action_size, self.action_bound = action_size, action_bound
+        self.reach, self.colour, self.memory_mb = reach, colour, memory_mb
         self._goal: Tensor | None = None
         self._cost: GraphCost | None = None
 
@@ -244,7 +241,7 @@ def steps_to_go(successor: Tensor, edge: Tensor, known: Tensor) -> Tensor:
     to_go, flat = known, successor.flatten(1)
     for _ in range(known.shape[1]):
         moves = (edge + to_go.gather(1, flat).view_as(edge)).amin(-1)
-        shorter = torch.minimum(to_go, moves.kthvalue(min(2, moves.shape[-1])).values)
+        shorter = torch.minimum(to_go, moves.kthvalue(2).values)
         if torch.equal(shorter, to_go):
             break
         to_go = shorter
