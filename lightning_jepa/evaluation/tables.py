@@ -17,9 +17,11 @@ BLOCK = re.compile(r"(<!-- results:(?P<mark>[\w.]+(:\w+)?) -->\n).*?(<!-- /resul
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands grouped."""
+    """Three significant digits, thousands grouped; more where a share is nearly but not all."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
+    if 0.9995 <= value < 1:
+        return f"{value:.5f}"
     return f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}".rstrip("0").rstrip(".") or "0"
 
 
