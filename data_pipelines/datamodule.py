@@ -1,74 +1,99 @@
 """The data module that all training stages share.
 
-Legend: B batch, T frames of a window, C H W image, A action, P body, N truth.
+Legend: B batch, C H W image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipelines.episodes import EpisodeFolder
+from data_pipelines.plan import EveryWindow, Level, ShuffledWindows
 from data_pipelines.schema import Manifest
-from data_pipelines.shards import EpisodeFolder
-from data_pipelines.stream import Batches, EveryEpisode, Level, ShuffledEpisodes, WindowBatches
+from data_pipelines.store import Store
+from data_pipelines.stream import Batches, WindowBatches
 
 
 class EpisodeData(L.LightningDataModule):
-    """Windows of collected episodes: `root/train` for training, `root/val` (other layouts) for validation.
+    """Windows of episodes: `root/train` for training, `root/val` (other layouts) for validation.
 
-    A batch is a tuple with one `Window` for each level, cut from the same episodes. Training takes the episodes in a
-    new random order each time, for exactly `steps_per_epoch` batches in an epoch; validation takes each episode exactly
-    once over all ranks, at fixed places, and masks what fills up the last batch. Images stay uint8.
+    A batch is a tuple with one `Window` for each level, cut around the same moment of the same episode. Training takes
+    every window once before any comes again, in a new order each time; validation takes each of its windows exactly
+    once over all ranks, and masks what fills up the last batch. Images stay uint8.
 
     Args:
-        root: folder of the data set.
+        root: where the data set lies: a folder or what `Store` opens.
         levels: `{length, stride}` of each level's windows: frames, and world steps between them.
+        store: opens the root; None opens local folders of raw or jpeg shards.
         batch_size: windows of each level in a batch, for each rank.
-        steps_per_epoch: training batches in an epoch, for each rank.
+        steps_per_epoch: training batches in an epoch, for each rank; None for as many as take all windows once.
         workers: processes that read; 0 reads in the training process, which is fastest for small frames.
         seed: of the order and the windows.
-        val_windows_per_episode: windows that validation takes from each episode.
+        val_windows_per_episode: windows that validation takes from each episode; None for all.
         observation_shape: C, H, W that the rest of the configuration expects, or None to take what is there.
+        block_shards: shards among which windows are shuffled; None for all. For stores whose shards are fetched.
+        verify: "content" compares an episode's hashes when it is first read, "size" only the shards' sizes.
+        on_damage: "raise", or "skip": training takes another window instead of a damaged one, the same at each resume.
+        skip_limit: share of an epoch's rows that may be skipped.
+        short_episodes: "raise" if an episode is too short for a level, or "drop" it.
+        start_method: of the workers: fork, spawn or forkserver; None for the platform's.
 
     Raises:
-        ValueError: if a number is impossible; in `setup`, if data are missing, damaged or don't fit.
+        ValueError: if a number or a choice is impossible; in `setup`, if data are missing, damaged or don't fit.
     """
 
     def __init__(
         self,
         root: str,
         levels: Sequence[Mapping[str, int]],
+        store: Store | None = None,
         batch_size: int = 128,
-        steps_per_epoch: int = 500,
+        steps_per_epoch: int | None = 500,
         workers: int = 0,
         seed: int = 0,
-        val_windows_per_episode: int = 4,
+        val_windows_per_episode: int | None = 4,
         observation_shape: Sequence[int] | None = None,
+        block_shards: int | None = None,
+        verify: str = "content",
+        on_damage: str = "raise",
+        skip_limit: float = 0.01,
+        short_episodes: str = "raise",
+        start_method: str | None = None,
     ) -> None:
         super().__init__()
-        self.root, self.seed = Path(root), seed
+        self.root, self.seed, self.store = str(root), seed, store
         self.levels = [Level(int(level["length"]), int(level["stride"])) for level in levels]
         if not self.levels or min(min(level.length - 1, level.stride) for level in self.levels) < 1:
             raise ValueError(
                 f"levels={[level._asdict() for level in self.levels]}: "
                 "give at least one, of length >= 2 and stride >= 1"
             )
-        least = {"batch_size": 1, "steps_per_epoch": 1, "val_windows_per_episode": 1, "workers": 0}
-        given = (batch_size, steps_per_epoch, val_windows_per_episode, workers)
+        least = {"batch_size": 1, "steps_per_epoch": 1, "val_windows_per_episode": 1, "workers": 0, "block_shards": 1}
+        given = (batch_size, steps_per_epoch, val_windows_per_episode, workers, block_shards)
         for (name, bound), value in zip(least.items(), given, strict=True):
-            if value < bound:
+            if value is not None and value < bound:
                 raise ValueError(f"{name}={value}: give at least {bound}")
+        for name, choice, options in (
+            ("on_damage", on_damage, ("raise", "skip")),
+            ("short_episodes", short_episodes, ("raise", "drop")),
+        ):
+            if choice not in options:
+                raise ValueError(f"{name}={choice!r}: choose one of {list(options)}")
         self.batch_size, self.steps_per_epoch, self.workers = batch_size, steps_per_epoch, workers
-        self.val_windows_per_episode = val_windows_per_episode
+        self.val_windows_per_episode, self.block_shards = val_windows_per_episode, block_shards
         self.observation_shape = tuple(observation_shape) if observation_shape is not None else None
-        self._batches: Batches | None = None
-        self._state: dict[str, int] | None = None
+        self.verify, self.on_damage, self.skip_limit = verify, on_damage, skip_limit
+        self.short_episodes, self.start_method = short_episodes, start_method
+        self.batches: Batches | None = None
+        self._validation: Batches | None = None
+        self._state: dict[str, Any] = {}
 
     @cached_property
     def train_episodes(self) -> EpisodeFolder:
@@ -102,19 +127,24 @@ class EpisodeData(L.LightningDataModule):
         _ = self.val_episodes
 
     def _checked(self, split: str) -> EpisodeFolder:
-        episodes = EpisodeFolder(self.root / split)
+        store = self.store or Store(cache="")
+        tolerant = self.on_damage == "skip" and split == "train"
+        cache = None if self.store is None else self.store.cache
+        episodes = EpisodeFolder(store.open(self.root, split), cache, self.verify, tolerant)
         manifest = episodes.manifest
         if self.observation_shape not in (None, manifest.observation_shape):
             raise ValueError(
-                f"the episodes in {episodes.folder} have images {manifest.observation_shape} (channels, height, "
+                f"the episodes in {episodes.location} have images {manifest.observation_shape} (channels, height, "
                 f"width), the configuration expects {self.observation_shape}. Set the world's resolution to what was "
                 "collected, or collect again into another folder"
             )
         for level in self.levels:
-            if level.steps > manifest.shortest:
+            enough = (episodes.actions >= level.steps).any() if self.short_episodes == "drop" else False
+            if level.steps > manifest.shortest and not enough:
                 raise ValueError(
                     f"a window of length {level.length} and stride {level.stride} spans {level.steps} steps, but an "
-                    f"episode in {episodes.folder} has only {manifest.shortest}. Choose a shorter length or stride"
+                    f"episode in {episodes.location} has only {manifest.shortest}. Choose a shorter length or stride, "
+                    "or leave such episodes out with data.short_episodes=drop"
                 )
         return episodes
 
@@ -125,27 +155,101 @@ class EpisodeData(L.LightningDataModule):
     def train_dataloader(self) -> Batches:
         """`steps_per_epoch` training batches; each walk through them is the next epoch."""
         rank, ranks = self._rank()
-        count = len(self.train_episodes)
-        plan = ShuffledEpisodes(count, len(self.levels), self.batch_size, self.seed, rank, ranks)
+        episodes = self.train_episodes
+        plan = ShuffledWindows(
+            episodes.actions,
+            episodes.shard_of,
+            self.levels,
+            self.batch_size,
+            self.seed,
+            self.block_shards,
+            rank,
+            ranks,
+        )
+        steps = self.steps_per_epoch or plan.total // (self.batch_size * ranks)
+        if steps == 0:
+            raise ValueError(
+                f"{self.root} holds {plan.total} training windows, less than one batch of {self.batch_size} on {ranks} "
+                "ranks. Give a smaller data.batch_size or a number of data.steps_per_epoch"
+            )
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        windows = WindowBatches(self.train_episodes, plan, self.levels)
-        self._batches = Batches(windows, self.steps_per_epoch, self.workers, epoch)
-        if self._state is not None:
-            self._batches.load_state_dict(self._state)
-            self._state = None
-        return self._batches
-
-    def state_dict(self) -> dict[str, int]:
-        """Where training is in the stream; goes into checkpoints."""
-        return {} if self._batches is None else self._batches.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on there. Lightning hands a loader's state to the loader too late when its length was asked for before."""
-        self._state = state_dict or None
+        start = self._resumed(ranks) if self._state else epoch * steps
+        self._state = {}
+        windows = WindowBatches(episodes, plan, self.levels, self.on_damage == "skip")
+        self.batches = Batches(
+            windows,
+            self.batch_size,
+            steps,
+            self.workers,
+            start,
+            skip_limit=self.skip_limit,
+            start_method=self.start_method,
+        )
+        return self.batches
 
     def val_dataloader(self) -> Batches:
-        """Every validation episode, the same windows each time."""
+        """Every validation window, the same ones each time. Damage is never skipped."""
         rank, ranks = self._rank()
-        count = len(self.val_episodes)
-        plan = EveryEpisode(count, len(self.levels), self.batch_size, self.val_windows_per_episode, rank, ranks)
-        return Batches(WindowBatches(self.val_episodes, plan, self.levels), len(plan), self.workers, repeat=True)
+        episodes = self.val_episodes
+        plan = EveryWindow(
+            episodes.actions, self.levels, self.batch_size, self.val_windows_per_episode, rank, ranks
+        )
+        windows = WindowBatches(episodes, plan, self.levels)
+        self._validation = Batches(
+            windows, self.batch_size, len(plan), self.workers, repeat=True, start_method=self.start_method
+        )
+        return self._validation
+
+    def teardown(self, stage: str) -> None:
+        """End the processes that read."""
+        for batches in (self.batches, self._validation):
+            if batches is not None:
+                batches.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is in the stream, and in which one; the same on every rank. Goes into checkpoints.
+
+        It is here and not in the loader, whose state Lightning restores too late when its length was asked for before.
+        """
+        if self.batches is None:
+            return {}
+        return {**self._stream(self._rank()[1]), "next": self._position(self.batches)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on there."""
+        self._state = dict(state_dict)
+
+    def _stream(self, ranks: int) -> dict[str, Any]:
+        """What decides which windows a batch takes."""
+        return {
+            "data": self.manifest.digest,
+            "seed": self.seed,
+            "global_batch": self.batch_size * ranks,
+            "block_shards": self.block_shards,
+            "levels": [list(level) for level in self.levels],
+        }
+
+    def _resumed(self, ranks: int) -> int:
+        """The batch to go on with, if the stream is the one that the checkpoint was in."""
+        for name, here in self._stream(ranks).items():
+            if self._state[name] != here:
+                raise ValueError(
+                    f"the checkpoint was in another stream: its {name} was {self._state[name]}, here it is {here}. "
+                    "Resume with the same data, seed, levels and batch_size x ranks, or start anew from its weights "
+                    "with init_from"
+                )
+        found: int = self._state["next"]
+        return found
+
+    def _position(self, batches: Batches) -> int:
+        """The batch that a resumed run has to begin with."""
+        if self.trainer is None:
+            return batches.next
+        # A batch that was handed out and whose step did not end, because of an exception, comes again.
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        position = batches.next - (progress.ready - progress.processed)
+        # With limit_train_batches, what is left of the epoch is not taken.
+        done = position % batches.steps
+        if done and done >= self.trainer.num_training_batches:
+            position += batches.steps - done
+        return position

@@ -1,6 +1,6 @@
 """What an episode on disk holds, and the manifest that describes a folder of shards.
 
-Legend: T actions, so T + 1 observations; C H W image, A action, P body, N truth.
+Legend: T actions, so T + 1 observations; C H W image, A action, P body, K energies, N truth.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
-ARRAYS = {"observations": "uint8", "actions": "float32", "body": "float32", "truth": "float32"}
+ARRAYS = {"observations": "uint8", "actions": "float32", "body": "float32", "energies": "float32", "truth": "float32"}
 
 
 class Episode(NamedTuple):
-    """One sample of a shard. `actions[t]` leads from `observations[t]` to `observations[t + 1]`."""
+    """One sample of a shard. `actions[t]` leads from `observations[t]` to `observations[t + 1]`.
+
+    All arrays have T + 1 rows, the actions T. An axis of width 0 says that there is nothing of the kind.
+    """
 
     observations: NDArray[np.uint8]  # [T + 1, C, H, W]
-    actions: NDArray[np.float32]  # [T, A]
-    body: NDArray[np.float32]  # [T + 1, P]; P is 0 in worlds without a body
-    truth: NDArray[np.float32]  # [T + 1, N]: exact simulator state
+    actions: NDArray[np.float32]  # [T, A]; A is 0 in passive observation
+    body: NDArray[np.float32]  # [T + 1, P]: interoception
+    energies: NDArray[np.float32]  # [T + 1, K]: intrinsic energies IC_k of what was observed
+    truth: NDArray[np.float32]  # [T + 1, N]: exact simulator state, for probes alone, never for training
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,15 @@ class Manifest:
     """`manifest.json` beside the shards of one split; written last, so a folder that has one is complete."""
 
     split: str
-    configuration: dict[str, Any]  # how the episodes were collected
+    configuration: dict[str, Any]  # how the episodes came to be
     observation_shape: tuple[int, int, int]  # C, H, W
     action_size: int
     body_size: int
+    energy_names: tuple[str, ...]
     truth_names: tuple[str, ...]
+    encoding: str  # of the observations
     shards: tuple[Shard, ...]
+    index_sha256: str  # of the index file beside it
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -85,6 +92,18 @@ class Manifest:
         return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Numbers in a row of each array: its size without the axis of time."""
+        channels, height, width = self.observation_shape
+        named = {"energies": len(self.energy_names), "truth": len(self.truth_names)}
+        return {
+            "observations": channels * height * width,
+            "actions": self.action_size,
+            "body": self.body_size,
+            **named,
+        }
+
+    @property
     def digest(self) -> str:
         """sha256 of the manifest as canonical JSON; since it holds every shard's hash, it names the data set."""
         return hashlib.sha256(canonical(asdict(self)).encode()).hexdigest()
@@ -93,11 +112,11 @@ class Manifest:
         """Write `manifest.json` in one step: it is either there and whole, or not there."""
         mean, std = self.statistics()
         content = {**asdict(self), "mean": mean.tolist(), "std": std.tolist(), "digest": self.digest}
-        write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+        write_atomically(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read `manifest.json`.
+        """Read `manifest.json` of a local folder.
 
         Raises:
             ValueError: if it is missing, broken, or of another schema version.
@@ -110,25 +129,34 @@ class Manifest:
             raise ValueError(
                 f"the folder of episodes {folder} {state}. Run the collection (again): it goes on where it stopped"
             )
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Manifest:
+        """The manifest that a file holds; `where` it was read, for messages.
+
+        Raises:
+            ValueError: if it is broken, or of another schema version.
+        """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}). Delete it and run the collection again") from error
+            raise ValueError(f"{where} is not JSON ({error}). Delete it and run the collection again") from error
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{path} has schema version {version}, this code reads version {SCHEMA_VERSION}. "
+                f"{where} has schema version {version}, this code reads version {SCHEMA_VERSION}. "
                 "Collect the episodes again into another folder, or use the release that wrote them"
             )
         names = {field.name for field in fields(cls)}
         missing = names - set(content)
         if missing:
-            raise ValueError(f"{path} lacks {sorted(missing)}. Delete it and run the collection again")
+            raise ValueError(f"{where} lacks {sorted(missing)}. Delete it and run the collection again")
         known = {name: _tuples(content[name]) for name in names - {"configuration", "shards"}}
         shards = tuple(shard_from(record) for record in content["shards"])
         manifest = cls(configuration=content["configuration"], shards=shards, **known)
         if not shards:
-            raise ValueError(f"{path} lists no shards. Collect at least one episode for the split {manifest.split!r}")
+            raise ValueError(f"{where} lists no shards. Collect at least one episode for the split {manifest.split!r}")
         return manifest
 
 
@@ -146,11 +174,11 @@ def canonical(content: Any) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a small file beside its place, flush it to the disk, then move it there."""
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(beside, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

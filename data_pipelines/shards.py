@@ -1,76 +1,110 @@
 """Shards: plain tar files of episodes that `tar tf` and the webdataset library read, and that can be memory-mapped.
 
-A sample is `key.observations.npy`, `key.actions.npy`, `key.body.npy`, `key.truth.npy`, `key.meta.json`. Members are not
-compressed, so an array is a view into the file and reading a window copies no more than the window.
-Legend: T actions, C H W image, A action, P body, N truth.
+A sample is `KEY.observations.npy` (or another encoding), `KEY.actions.npy`, `KEY.body.npy`, `KEY.energies.npy`,
+`KEY.truth.npy`, `KEY.meta.json`. Members are not compressed by the tar, so an array is a part of the file.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import io
 import json
-import math
 import mmap
 import os
-import struct
 import tarfile
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines import index
+from data_pipelines.encodings import encode, npy
 from data_pipelines.schema import ARRAYS, Episode, Manifest, Shard
 
-_MEND = "Run the collection again: it re-makes shards that are missing or damaged"
+MEND = (
+    "Run the command that made it again: it makes shards that are missing or damaged once more. "
+    "Data that were copied, copy again"
+)
 
 
-def write_shard(path: Path, samples: Iterable[tuple[str, Episode, dict[str, Any]]]) -> Shard:
-    """Write (key, episode, meta) samples to a tar file in one step: it is either there and whole, or not there.
+class Packed(NamedTuple):
+    """A shard that was written: its record, the rows of the index, and the shapes that all of its episodes have."""
+
+    shard: Shard
+    rows: NDArray[Any]
+    shapes: tuple[tuple[int, ...], ...]  # of one time step, for each of ARRAYS
+
+
+def shard_name(number: int) -> str:
+    """The file of the shard of this number."""
+    return f"{number:06d}.tar"
+
+
+def write_shard(
+    folder: Path, number: int, episodes: Iterable[tuple[Episode, dict[str, Any]]], encoding: str = "raw"
+) -> Packed:
+    """Write (episode, meta) samples to a tar file in one step: it is either there and whole, or not there.
 
     The same samples always give the same bytes.
+
+    Raises:
+        ValueError: if there are none, or one has other shapes or types than it should have or than the first has.
     """
     from webdataset.writer import TarWriter  # pulls in the whole library, which reading does not need
 
-    episodes = frames = 0
-    shortest: int | None = None
-    sums: NDArray[np.int64] = np.zeros(0, np.int64)
+    path = folder / shard_name(number)
     beside = path.with_name(path.name + ".tmp")
+    lengths: list[int] = []
+    shapes: tuple[tuple[int, ...], ...] | None = None
+    sums: NDArray[np.int64] = np.zeros(0, np.int64)
     with open(beside, "wb") as file:
         with TarWriter(file, mtime=0, encoder=False) as tar:
-            for key, episode, meta in samples:
-                arrays = {f"{name}.npy": _npy(getattr(episode, name), kind) for name, kind in ARRAYS.items()}
-                tar.write({"__key__": key, **arrays, "meta.json": json.dumps(meta, sort_keys=True).encode()})
-                episodes, frames = episodes + 1, frames + len(episode.observations)
-                shortest = min(len(episode.actions), shortest if shortest is not None else len(episode.actions))
+            for count, (episode, meta) in enumerate(episodes):
+                key = index.key(number, count)
+                shapes = _checked(episode, shapes, f"episode {key}")
+                content = {"observations": encode(encoding, episode.observations)}
+                content |= {name: npy(getattr(episode, name)) for name in ARRAYS if name != "observations"}
+                content["meta"] = json.dumps(meta, sort_keys=True).encode()
+                tar.write({"__key__": key, **{index.suffix(name, encoding): content[name] for name in index.MEMBERS}})
+                lengths.append(len(episode.actions))
                 sums = _pixel_sums(episode.observations) + (sums if sums.size else 0)
         file.flush()
         os.fsync(file.fileno())
-    if shortest is None:
-        raise ValueError(f"no samples to write to {path}")
-    record = Shard(
+    if shapes is None:
+        raise ValueError(f"no episodes to write to {path}")
+    shard = Shard(
         name=path.name,
         bytes=beside.stat().st_size,
         sha256=file_sha256(beside),
-        episodes=episodes,
-        frames=frames,
-        shortest=shortest,
+        episodes=len(lengths),
+        frames=sum(lengths) + len(lengths),
+        shortest=min(lengths),
         pixel_sums=tuple(sums[0].tolist()),
         pixel_square_sums=tuple(sums[1].tolist()),
     )
+    rows = _rows(beside, number, lengths, encoding)
     os.replace(beside, path)
-    return record
+    return Packed(shard, rows, shapes)
 
 
-def _npy(array: NDArray[Any], dtype: str) -> bytes:
-    assert array.dtype == dtype, f"{array.dtype} is not {dtype}"
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return stream.getvalue()
+def _checked(episode: Episode, before: tuple[tuple[int, ...], ...] | None, what: str) -> tuple[tuple[int, ...], ...]:
+    """The shapes of one time step, if they and the types are as they should be."""
+    steps = len(episode.actions)
+    for (name, dtype), array, axes in zip(ARRAYS.items(), episode, (4, 2, 2, 2, 2), strict=True):
+        expected = steps + (name != "actions")
+        if array.dtype != dtype or array.ndim != axes or len(array) != expected:
+            raise ValueError(
+                f"{what} has {name} {array.dtype} {list(array.shape)}; with {steps} actions it needs {dtype}, "
+                f"{axes} axes and {expected} rows (an episode of T actions has T + 1 observations)"
+            )
+    shapes = tuple(array.shape[1:] for array in episode)
+    if steps < 1 or before not in (None, shapes):
+        raise ValueError(
+            f"{what} has {steps} actions and arrays of {shapes} for each step; it needs at least 1 action, and the "
+            f"shapes of the episodes before it: {before or 'any'}"
+        )
+    return shapes
 
 
 def _pixel_sums(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -79,22 +113,78 @@ def _pixel_sums(observations: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.stack([counts @ np.arange(256) ** power for power in (1, 2)])
 
 
+def _rows(path: Path, number: int, lengths: list[int], encoding: str) -> NDArray[Any]:
+    """The index of a shard that was just written."""
+    content = np.fromfile(path, np.uint8)
+    rows = np.zeros(len(lengths), index.ROW)
+    rows["shard"], rows["length"] = number, lengths
+    places = {
+        f"{index.key(number, episode)}.{index.suffix(member, encoding)}": (episode, member)
+        for episode in range(len(lengths))
+        for member in index.MEMBERS
+    }
+    with tarfile.open(path, "r:") as tar:
+        for info in tar:
+            assert info.offset_data - info.offset == index.HEADER, f"{info.name} has a long header"
+            episode, member = places.pop(info.name)
+            found = index.member_hash(content, info.offset_data, info.size)
+            rows[member][episode] = (info.offset_data, info.size, found)
+    assert not places
+    return rows
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def damage(folder: Path, shard: Shard, thorough: bool) -> str | None:
-    """What is wrong with a shard, or None. Its size is always compared; its hash if `thorough`."""
+def damage(folder: Path, shard: Shard, rows: NDArray[Any], encoding: str, thorough: bool) -> str | None:
+    """What is wrong with a shard, or None. Its size is always compared; its content if `thorough`.
+
+    Args:
+        folder: where it lies.
+        shard: what is known of it.
+        rows: its part of the index.
+        encoding: of its observations.
+        thorough: whether to read it.
+    """
     path = folder / shard.name
     if not path.is_file():
         return f"{shard.name} is missing"
     found = path.stat().st_size
     if found != shard.bytes:
-        return f"{shard.name} has {found} bytes, expected {shard.bytes}"
+        problem = f"{shard.name} has {found} bytes, expected {shard.bytes}"
+        for episode, row in enumerate(rows):
+            for member in index.MEMBERS:
+                if int(row[member]["offset"] + row[member]["bytes"]) > found:
+                    name = f"{index.key(int(row['shard']), episode)}.{index.suffix(member, encoding)}"
+                    return f"{problem}: it ends before {name}, at offset {int(row[member]['offset'])}, does"
+        return problem
     if thorough and file_sha256(path) != shard.sha256:
-        return f"{shard.name} has another content than when it was written (sha256 differs)"
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            content = np.array(np.frombuffer(mapped, np.uint8))
+        for episode, row in enumerate(rows):
+            if (problem := member_damage(content, row, episode, encoding)) is not None:
+                return f"{shard.name}: {problem}"
+        return f"{shard.name} has another content than when it was written, between its members (sha256 differs)"
+    return None
+
+
+def member_damage(content: NDArray[np.uint8], row: Any, episode: int, encoding: str) -> str | None:
+    """The first member of an episode whose bytes, or whose header's, are not what the index knows, or None.
+
+    Args:
+        content: the shard, uint8.
+        row: of the index.
+        episode: counted in the shard.
+        encoding: of the observations.
+    """
+    for member in index.MEMBERS:
+        offset, size, expected = row[member].item()
+        if (found := index.member_hash(content, offset, size)) != expected:
+            name = f"{index.key(int(row['shard']), episode)}.{index.suffix(member, encoding)}"
+            return f"{name} at offset {offset}: expected the hash {expected:016x}, found {found:016x}"
     return None
 
 
@@ -102,83 +192,27 @@ def verify(folder: Path, thorough: bool = True) -> Manifest:
     """Check every shard of a folder against its manifest, by size or also by content (`thorough`).
 
     Raises:
-        ValueError: naming all shards that are missing or damaged.
+        ValueError: naming all shards that are missing or damaged, and where.
     """
     manifest = Manifest.load(folder)
-    found = [problem for shard in manifest.shards if (problem := damage(folder, shard, thorough))]
+    rows = load_index(folder, manifest)
+    ends = np.cumsum([shard.episodes for shard in manifest.shards])[:-1]
+    parts = zip(manifest.shards, np.split(rows, ends), strict=True)
+    found = [
+        problem for shard, part in parts if (problem := damage(folder, shard, part, manifest.encoding, thorough))
+    ]
     if found:
-        raise ValueError(f"damaged episodes in {folder}: {'; '.join(found)}. {_MEND}")
+        raise ValueError(f"damaged episodes in {folder}: {'; '.join(found)}. {MEND}")
     return manifest
 
 
-class EpisodeFolder:
-    """The episodes of one split, read at random: `folder[i]` is the i-th, its arrays views into a memory-mapped shard.
-
-    Shards are opened when first used, and once in each process. Sizes are checked at once, so a truncated shard is
-    found before anything runs.
+def load_index(folder: Path, manifest: Manifest) -> NDArray[Any]:
+    """The index of a local folder.
 
     Raises:
-        ValueError: if the folder, its manifest or one of its shards is missing or damaged.
+        ValueError: if it is missing or not the one that the manifest knows.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = verify(folder, thorough=False)
-        self._ends = np.cumsum([shard.episodes for shard in self.manifest.shards])
-        self._open: dict[int, list[Episode]] = {}
-
-    def __len__(self) -> int:
-        return self.manifest.episodes
-
-    def __getitem__(self, index: int) -> Episode:
-        if not 0 <= index < len(self):
-            raise IndexError(f"episode {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        if shard not in self._open:
-            self._open[shard] = _map_shard(self.folder / self.manifest.shards[shard].name, self.manifest.shards[shard])
-        return self._open[shard][index - int(self._ends[shard])]  # counted from the shard's end
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # memory maps stay in their process
-
-
-def _map_shard(path: Path, shard: Shard) -> list[Episode]:
-    """All episodes of a shard as views into it, in their order."""
-    with open(path, "rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    samples: dict[str, dict[str, NDArray[Any]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, name = member.name.partition(".")
-                array = name.removesuffix(".npy")
-                if array in ARRAYS:
-                    samples.setdefault(key, {})[array] = _view(content, member, ARRAYS[array])
-        episodes = [Episode(**arrays) for arrays in samples.values()]
-    except (tarfile.TarError, TypeError, ValueError, struct.error, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). {_MEND}") from error
-    if len(episodes) != shard.episodes:
-        raise ValueError(f"{path} holds {len(episodes)} episodes, expected {shard.episodes}. {_MEND}")
-    return episodes
-
-
-def _view(content: mmap.mmap, member: tarfile.TarInfo, dtype: str) -> NDArray[Any]:
-    """An uncompressed `.npy` member as an array that shares the file's memory."""
-    start = member.offset_data
-    if content[start : start + 8] != b"\x93NUMPY\x01\x00":
-        raise ValueError(f"{member.name} is not a .npy array of version 1.0")
-    (length,) = struct.unpack_from("<H", content, start + 8)
-    found, shape = _npy_header(content[start + 10 : start + 10 + length])
-    count = math.prod(shape)
-    if found != dtype or member.size != 10 + length + count * np.dtype(dtype).itemsize:
-        raise ValueError(f"{member.name} holds {found} {shape} in {member.size} bytes, expected {dtype}")
-    return np.frombuffer(content, dtype, count, start + 10 + length).reshape(shape)
-
-
-@lru_cache(maxsize=256)
-def _npy_header(header: bytes) -> tuple[str, tuple[int, ...]]:
-    """Dtype and shape; nearly all episodes of a data set share the same few headers."""
-    fields = ast.literal_eval(header.decode("latin1"))
-    if fields["fortran_order"]:
-        raise ValueError("array in Fortran order, expected C order")
-    return np.dtype(fields["descr"]).name, tuple(fields["shape"])
+    path = folder / index.INDEX
+    if not path.is_file():
+        raise ValueError(f"{path} is missing. {MEND}")
+    return index.parse(path.read_bytes(), manifest, str(path))

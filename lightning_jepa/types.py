@@ -1,6 +1,6 @@
 """The few containers that cross rooms.
 
-Legend: B batch, T time, C H W image, D state, A action, S candidates, N truth, P body.
+Legend: B batch, T time, C H W image, D state, A action, S candidates, N truth, P body, K energies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class Window(NamedTuple):
     observations: Tensor  # uint8 [B, T, C, H, W]
     actions: Tensor  # float32 [B, T - 1, stride, A]
     body: Tensor  # float32 [B, T, P]; P is 0 in worlds without a body
+    energies: Tensor  # float32 [B, T, K]: intrinsic energies of what was observed; K is 0 where there are none
     truth: Tensor  # float32 [B, T, N]: exact simulator state, for probes alone, never for training
+    times: Tensor  # int64 [B, T]: steps since the episode began, the same clock on every level
     mask: Tensor  # bool [B]: False marks padding, which validation must not count
 
 

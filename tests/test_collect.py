@@ -18,7 +18,8 @@ import webdataset as wds
 
 from data_pipelines.collect import JOURNAL, Collection
 from data_pipelines.schema import MANIFEST, Manifest
-from data_pipelines.shards import EpisodeFolder, verify
+from data_pipelines.episodes import EpisodeFolder
+from data_pipelines.shards import verify
 from data_pipelines.worlds.rooms import RoomsWorld, TwoRoomsLayouts
 from data_pipelines.worlds.walks import VonMisesWalk
 

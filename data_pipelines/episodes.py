@@ -1,0 +1,241 @@
+"""The episodes of one split, read at random through the index.
+
+Shards are memory-mapped when first used, once in each process; the bytes of an episode are compared with their hashes
+when it is first read there. Reading a window copies the window and no more.
+Legend: E episodes, F frames, C H W image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipelines import index
+from data_pipelines.encodings import check, decode, unpack
+from data_pipelines.schema import ARRAYS, MANIFEST, Episode, Manifest
+from data_pipelines.shards import MEND, member_damage
+from data_pipelines.store import Cache, Folder, Location
+
+_ITEM = {name: np.dtype(dtype).itemsize for name, dtype in ARRAYS.items()}
+
+
+class DamagedEpisode(ValueError):
+    """An episode that can't be read as it was written; says what is wrong with it and where."""
+
+
+class EpisodeFolder:
+    """The episodes of one split: `folder[i]` is the i-th, `folder.copy` brings a part of one.
+
+    The sizes of all shards are compared at once, so that a missing or truncated one is found before anything runs.
+
+    Args:
+        location: where they lie; a path is a local folder.
+        cache: for zstd shards, which are unpacked.
+        verify: "content" compares an episode's hashes when it is first read, "size" only the shards' sizes.
+        tolerant: keep damage for the moment when an episode is read (`DamagedEpisode`).
+
+    Raises:
+        ValueError: if the folder, its manifest, its index or, unless tolerant, one of its shards is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        location: Location | Path,
+        cache: Cache | None = None,
+        verify: str = "content",
+        tolerant: bool = False,
+    ) -> None:
+        if verify not in ("content", "size"):
+            raise ValueError(f"verify={verify!r}: choose 'content' or 'size'")
+        self.location: Location = Folder(location) if isinstance(location, Path) else location
+        self.cache, self.verify = cache, verify
+        self.manifest = self._manifest()
+        self.encoding = self.manifest.encoding
+        check(self.encoding, self.manifest.observation_shape[0])
+        if self.encoding == "zstd" and cache is None:
+            raise ValueError(f"{self.location} holds zstd shards, which are unpacked into a cache: give one")
+        self.rows = index.parse(self._read(index.INDEX), self.manifest, f"{self.location}/{index.INDEX}")
+        self.shard_of: NDArray[np.int64] = self.rows["shard"].astype(np.int64)
+        self.actions: NDArray[np.int64] = self.rows["length"].astype(np.int64)
+        self._row_bytes = {name: width * _ITEM[name] for name, width in self.manifest.widths.items()}
+        self._firsts = np.searchsorted(self.shard_of, np.arange(len(self.manifest.shards)))
+        self._bases = self._find_bases()
+        self._broken = self._compare_sizes()
+        if self._broken and not tolerant:
+            raise ValueError(f"damaged episodes in {self.location}: {'; '.join(self._broken.values())}. {MEND}")
+        self._open: dict[int, NDArray[np.uint8]] = {}
+        self._checked = np.zeros(len(self), bool)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Episode:
+        if not 0 <= number < len(self):
+            raise IndexError(f"episode {number} of {len(self)}")
+        arrays = {}
+        for name, dtype in ARRAYS.items():
+            count = int(self.actions[number]) + (name != "actions")
+            raw = np.empty(count * self._row_bytes[name], np.uint8)
+            self.copy(number, name, 0, count, 1, raw)
+            shape = self.manifest.observation_shape if name == "observations" else (self.manifest.widths[name],)
+            arrays[name] = raw.view(dtype).reshape(count, *shape)
+        return Episode(**arrays)
+
+    def copy(self, number: int, array: str, start: int, length: int, stride: int, out: NDArray[np.uint8]) -> None:
+        """Rows start, start + stride, ... of an episode's array.
+
+        Args:
+            number: of the episode.
+            array: one of `ARRAYS`.
+            start: the first row.
+            length: how many rows.
+            stride: rows from one to the next.
+            out: uint8 [bytes of these rows].
+
+        Raises:
+            DamagedEpisode: if the episode can't be read.
+        """
+        width = self._row_bytes[array]
+        if width == 0:
+            return
+        content, span = self.content(number), (length - 1) * stride + 1
+        base = int(self._bases[array][number])
+        if self.encoding == "jpeg" and array == "observations":
+            member = content[base : base + int(self.rows[array]["bytes"][number])]
+            frames = out.reshape(length, *self.manifest.observation_shape)
+            try:
+                decode(member, range(start, start + span, stride), frames)
+            except ValueError as error:
+                raise self._damaged(number, f"{self._name(number)}.observations.jpgs: {error}") from error
+        elif stride == 1:
+            out[:] = content[base + start * width : base + (start + length) * width]
+        else:
+            rows = content[base + start * width : base + (start + span) * width].reshape(span, width)
+            out.reshape(length, width)[:] = rows[::stride]
+
+    def content(self, number: int) -> NDArray[np.uint8]:
+        """The bytes of the shard that an episode is in, once they are known to be good."""
+        shard = int(self.shard_of[number])
+        content = self._open.get(shard)
+        if content is None:
+            content = self._open[shard] = self._map(shard, number)
+        if not self._checked[number]:
+            if self.verify == "content" and self.encoding != "zstd":  # those were compared when they were unpacked
+                row, place = self.rows[number], number - int(self._firsts[shard])
+                if (problem := member_damage(content, row, place, self.encoding)) is not None:
+                    raise self._damaged(number, problem)
+            self._checked[number] = True
+        return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Memory maps stay in their process.
+        return {**self.__dict__, "_open": {}, "_checked": np.zeros(len(self), bool)}
+
+    def _manifest(self) -> Manifest:
+        if isinstance(self.location, Folder):
+            return Manifest.load(self.location.path)
+        return Manifest.parse(self._read(MANIFEST), f"{self.location}/{MANIFEST}")
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.location.read(name)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.location}/{name} is missing. {MEND}") from error
+        except OSError as error:
+            raise ValueError(f"{self.location}/{name} cannot be read: {error}") from error
+
+    def _compare_sizes(self) -> dict[int, str]:
+        """What is wrong with each damaged shard, as far as its size tells."""
+        shards = self.manifest.shards
+        broken = {}
+        for number, (shard, found) in enumerate(
+            zip(shards, self.location.sizes([shard.name for shard in shards]), strict=True)
+        ):
+            if found == -1:
+                broken[number] = f"{shard.name} is missing"
+            elif found not in (None, shard.bytes):
+                broken[number] = f"{shard.name} has {found} bytes, expected {shard.bytes}{self._cut(number, found)}"
+        return broken
+
+    def _cut(self, shard: int, size: int) -> str:
+        """Which member a truncated shard ends in."""
+        first = int(self._firsts[shard])
+        for number in range(first, first + self.manifest.shards[shard].episodes):
+            for member in index.MEMBERS:
+                offset, length, _ = self.rows[member][number].item()
+                if offset + length > size:
+                    return f": it ends before {self._name(number)}.{index.suffix(member, self.encoding)} at {offset} does"
+        return ""
+
+    def _name(self, number: int) -> str:
+        shard = int(self.shard_of[number])
+        return index.key(shard, number - int(self._firsts[shard]))
+
+    def _damaged(self, number: int, problem: str) -> DamagedEpisode:
+        name = self.manifest.shards[int(self.shard_of[number])].name
+        return DamagedEpisode(f"{self.location}/{name}: {problem}. {MEND}")
+
+    def _find_bases(self) -> dict[str, NDArray[np.int64]]:
+        """Where in the mapped file each array of each episode begins: [E] for each."""
+        bytes_ = {name: (self.actions + (name != "actions")) * self._row_bytes[name] for name in ARRAYS}
+        if self.encoding == "zstd":
+            # Unpacked files hold the arrays alone, one after the other.
+            sizes = np.stack([bytes_[name] for name in ARRAYS], 1)
+            ends = np.cumsum(sizes.ravel()).reshape(sizes.shape)
+            starts = ends - sizes - (ends - sizes)[self._firsts, 0][self.shard_of][:, None]
+            return dict(zip(ARRAYS, starts.T, strict=True))
+        bases = {name: self.rows[name]["offset"] + self.rows[name]["bytes"] - bytes_[name] for name in ARRAYS}
+        if self.encoding == "jpeg":
+            bases["observations"] = self.rows["observations"]["offset"].astype(np.int64)
+        return bases
+
+    def _map(self, shard: int, number: int) -> NDArray[np.uint8]:
+        """A shard's bytes; `number` of the episode for which they are wanted."""
+        if shard in self._broken:
+            raise DamagedEpisode(f"{self.location}: {self._broken[shard]}. {MEND}")
+        record = self.manifest.shards[shard]
+        try:
+            try:
+                return mapped(self._local(shard))
+            except FileNotFoundError:  # another process made room in the cache in this very moment
+                return mapped(self._local(shard))
+        except (OSError, ValueError) as error:
+            # The message stays, so that a shard that can't be had is not asked for again with every window.
+            self._broken[shard] = str(error) if record.name in str(error) else f"{record.name}: {error}"
+            raise self._damaged(number, self._broken[shard]) from error
+
+    def _local(self, shard: int) -> Path:
+        """The file that holds a shard's arrays."""
+        record = self.manifest.shards[shard]
+        if self.encoding != "zstd":
+            return self.location.local(record)
+        assert self.cache is not None
+        return self.cache.get(f"{record.sha256}-unpacked", lambda beside: self._unpack(shard, beside))
+
+    def _unpack(self, shard: int, beside: Path) -> None:
+        """Write all arrays of a zstd shard, one after the other."""
+        content = mapped(self.location.local(self.manifest.shards[shard]))
+        first = int(self._firsts[shard])
+        with open(beside, "wb") as file:
+            for place in range(self.manifest.shards[shard].episodes):
+                number = first + place
+                if (problem := member_damage(content, self.rows[number], place, self.encoding)) is not None:
+                    raise ValueError(problem)
+                for name in ARRAYS:
+                    offset, size, _ = self.rows[name][number].item()
+                    member = content[offset : offset + size]
+                    array = np.frombuffer(unpack(member), np.uint8) if name == "observations" else member
+                    bytes_ = (int(self.actions[number]) + (name != "actions")) * self._row_bytes[name]
+                    file.write(array[len(array) - bytes_ :])
+
+
+def mapped(path: Path) -> NDArray[np.uint8]:
+    """A file as uint8 [bytes], read as it is used. No file stays open, however many are mapped."""
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    content: NDArray[np.uint8] = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # type: ignore[call-overload]  # stubs lack storages
+    content.flags.writeable = False
+    return content
