@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_pipelines import index
 from data_pipelines.encodings import check, decode, unpack
 from data_pipelines.schema import ARRAYS, MANIFEST, Episode, Manifest
-from data_pipelines.shards import MEND, member_damage
+from data_pipelines.shards import MEND, member_damage, size_damage
 from data_pipelines.store import Cache, Folder, Location
 
 _ITEM = {name: np.dtype(dtype).itemsize for name, dtype in ARRAYS.items()}
@@ -150,26 +150,14 @@ class EpisodeFolder:
 
     def _compare_sizes(self) -> dict[int, str]:
         """What is wrong with each damaged shard, as far as its size tells."""
-        shards = self.manifest.shards
-        broken = {}
-        for number, (shard, found) in enumerate(
-            zip(shards, self.location.sizes([shard.name for shard in shards]), strict=True)
-        ):
-            if found == -1:
-                broken[number] = f"{shard.name} is missing"
-            elif found not in (None, shard.bytes):
-                broken[number] = f"{shard.name} has {found} bytes, expected {shard.bytes}{self._cut(number, found)}"
+        shards, broken = self.manifest.shards, {}
+        sizes = self.location.sizes([shard.name for shard in shards])
+        for number, (shard, found) in enumerate(zip(shards, sizes, strict=True)):
+            if found is not None:
+                rows = self.rows[self._firsts[number] : self._firsts[number] + shard.episodes]
+                if (problem := size_damage(shard, rows, self.encoding, found)) is not None:
+                    broken[number] = problem
         return broken
-
-    def _cut(self, shard: int, size: int) -> str:
-        """Which member a truncated shard ends in."""
-        first = int(self._firsts[shard])
-        for number in range(first, first + self.manifest.shards[shard].episodes):
-            for member in index.MEMBERS:
-                offset, length, _ = self.rows[member][number].item()
-                if offset + length > size:
-                    return f": it ends before {self._name(number)}.{index.suffix(member, self.encoding)} at {offset} does"
-        return ""
 
     def _name(self, number: int) -> str:
         shard = int(self.shard_of[number])

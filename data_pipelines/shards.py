@@ -150,16 +150,8 @@ def damage(folder: Path, shard: Shard, rows: NDArray[Any], encoding: str, thorou
         thorough: whether to read it.
     """
     path = folder / shard.name
-    if not path.is_file():
-        return f"{shard.name} is missing"
-    found = path.stat().st_size
-    if found != shard.bytes:
-        problem = f"{shard.name} has {found} bytes, expected {shard.bytes}"
-        for episode, row in enumerate(rows):
-            for member in index.MEMBERS:
-                if int(row[member]["offset"] + row[member]["bytes"]) > found:
-                    name = f"{index.key(int(row['shard']), episode)}.{index.suffix(member, encoding)}"
-                    return f"{problem}: it ends before {name}, at offset {int(row[member]['offset'])}, does"
+    found = path.stat().st_size if path.is_file() else -1
+    if (problem := size_damage(shard, rows, encoding, found)) is not None:
         return problem
     if thorough and file_sha256(path) != shard.sha256:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -169,6 +161,26 @@ def damage(folder: Path, shard: Shard, rows: NDArray[Any], encoding: str, thorou
                 return f"{shard.name}: {problem}"
         return f"{shard.name} has another content than when it was written, between its members (sha256 differs)"
     return None
+
+
+def size_damage(shard: Shard, rows: NDArray[Any], encoding: str, found: int) -> str | None:
+    """What the size that was found, -1 for none, says of a shard: None if it is as it should be."""
+    if found == shard.bytes:
+        return None
+    if found < 0:
+        return f"{shard.name} is missing"
+    problem = f"{shard.name} has {found} bytes, expected {shard.bytes}"
+    parts = [
+        (*rows[member][episode].item()[:2], f"{_key(rows[episode], episode)}.{index.suffix(member, encoding)}")
+        for episode in range(len(rows))
+        for member in index.MEMBERS
+    ]
+    cut = min(((offset, name) for offset, size, name in parts if offset + size > found), default=None)
+    return problem if cut is None else f"{problem}: it ends before {cut[1]} at offset {cut[0]} does"
+
+
+def _key(row: Any, episode: int) -> str:
+    return index.key(int(row["shard"]), episode)
 
 
 def member_damage(content: NDArray[np.uint8], row: Any, episode: int, encoding: str) -> str | None:
@@ -183,7 +195,7 @@ def member_damage(content: NDArray[np.uint8], row: Any, episode: int, encoding: 
     for member in index.MEMBERS:
         offset, size, expected = row[member].item()
         if (found := index.member_hash(content, offset, size)) != expected:
-            name = f"{index.key(int(row['shard']), episode)}.{index.suffix(member, encoding)}"
+            name = f"{_key(row, episode)}.{index.suffix(member, encoding)}"
             return f"{name} at offset {offset}: expected the hash {expected:016x}, found {found:016x}"
     return None
 
