@@ -111,6 +111,11 @@ class EpisodeData(L.LightningDataModule):
         return self.train_episodes.manifest
 
     @property
+    def digests(self) -> dict[str, str]:
+        """What names the content of each split."""
+        return {"train": self.manifest.digest, "val": self.val_episodes.manifest.digest}
+
+    @property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [C] of the training pixels / 255; 1 for a channel that never changes."""
         mean, std = self.manifest.statistics()

@@ -35,8 +35,9 @@ def pipeline(cfg: DictConfig) -> Path | None:
             step = tracking.nested(cfg, "collect", cfg.seeds[0], parent)
             print(f"collect: episodes into {step.data.root}", flush=True)
             with tracking.tracked(step, "collect") as own:
-                build(step.collection).run()
-                tracking.log_data(own, step.data.root, "collect")
+                manifests = build(step.collection).run()
+                digests = {split: manifest.digest for split, manifest in manifests.items()}
+                tracking.log_data(own, step.data.root, digests, "collect")
         for seed in cfg.seeds:
             step = tracking.nested(cfg, "pretrain", seed, parent)
             trained = cfg.checkpoint or pretrained(cfg, seed)

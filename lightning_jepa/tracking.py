@@ -172,15 +172,15 @@ def nested(cfg: DictConfig, stage: str, seed: int, parent: str | None, checkpoin
     return own
 
 
-def log_data(logger: Any, folder: str | Path, context: str) -> None:
-    """Data lineage: the run read (or wrote) the shards below `folder`; each manifest's digest names its content."""
+def log_data(logger: Any, root: str, digests: Mapping[str, str], context: str) -> None:
+    """Data lineage: the run read (or wrote) the data set at `root`; a digest for each of its splits names the content."""
     if not isinstance(logger, Tracker):
         return
+    where = root if "://" in root or root.startswith("pipe:") else str(Path(root).resolve())
     inputs = []
-    for manifest in sorted(Path(folder).resolve().rglob("manifest.json")):
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        source = json.dumps({"uri": str(manifest.parent)})
-        dataset = Dataset(manifest.parent.name, content["digest"][:12], source_type="local", source=source)
+    for split, digest in digests.items():
+        source = json.dumps({"uri": f"{where}/{split}"})
+        dataset = Dataset(split, digest[:12], source_type="local" if Path(where).is_absolute() else "remote", source=source)
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     logger.experiment.log_inputs(logger.run_id, inputs)
 

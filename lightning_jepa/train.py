@@ -47,7 +47,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             began = f", going on from {resume}" if resume else ""
             where = trainer.strategy.root_device
             print(f"{type(stage).__name__}: {what} on {where} in {trainer.precision}{began}", flush=True)
-        tracking.log_data(logger, cfg.data.root, "train")
+        tracking.log_data(logger, cfg.data.root, data.digests, "train")
         trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {

@@ -151,7 +151,7 @@ def test_damaged_shards_are_named_and_made_again(collected: Path, tmp_path: Path
     collection(tmp_path).run()
     shards = sorted((tmp_path / "train").glob("*.tar"))
     content = bytearray(shards[0].read_bytes())
-    content[2000] ^= 1
+    content[600] ^= 1
     shards[0].write_bytes(content)
     shards[1].write_bytes(shards[1].read_bytes()[:-1024])
     shards[2].unlink()

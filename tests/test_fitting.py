@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_jepa.callbacks.checkpoints import LastCheckpoint
 from lightning_jepa.callbacks.collapse import CollapseAlarm
+from lightning_jepa.callbacks.data_watch import DataWatch
 from lightning_jepa.stages.monitors import LinearProbe
 from lightning_jepa.types import Window
 
@@ -46,6 +47,16 @@ def test_a_healthy_fit(precision: str, shards: str, tmp_path: Path) -> None:
     mean, std = episodes.manifest.statistics()
     assert standardise.mean.tolist() == pytest.approx(mean.tolist())
     assert standardise.std.tolist() == pytest.approx(std.tolist())
+
+
+def test_waiting_and_skipping_are_logged(shards: str, tmp_path: Path) -> None:
+    module, episodes = stage(), data(shards)
+    fitting = trainer(tmp_path, DataWatch())
+    fitting.fit(module, episodes)
+    assert 0 < float(fitting.callback_metrics["data/wait_share"]) < 1
+    assert float(fitting.callback_metrics["data/skipped"]) == 0
+    assert episodes.batches is not None
+    assert episodes.batches.waited > 0
 
 
 def test_a_collapsed_fit_is_stopped(shards: str, tmp_path: Path) -> None:

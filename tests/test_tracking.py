@@ -100,21 +100,19 @@ def test_other_ranks_touch_no_store(settings: dict[str, Any], monkeypatch: pytes
     assert tracking.run_id(logger) is None
 
 
-def test_data_lineage_follows_the_manifests(settings: dict[str, Any], tmp_path: Path) -> None:
-    for split, digest in (("train", "a" * 64), ("val", "b" * 64)):
-        (tmp_path / "data" / split).mkdir(parents=True)
-        (tmp_path / "data" / split / "manifest.json").write_text(json.dumps({"digest": digest}))
+@pytest.mark.parametrize(
+    ("root", "kind", "uri"),
+    [("data", "local", f"{Path.cwd()}/data/val"), ("s3://bucket/data", "remote", "s3://bucket/data/val")],
+)
+def test_data_lineage_names_place_and_content(settings: dict[str, Any], root: str, kind: str, uri: str) -> None:
     logger = tracking.mlflow_logger(**settings)
-    tracking.log_data(logger, tmp_path / "data", "train")
+    tracking.log_data(logger, root, {"train": "a" * 64, "val": "b" * 64}, "train")
     inputs = MlflowClient(settings["tracking_uri"]).get_run(tracking.run_id(logger)).inputs.dataset_inputs
-    assert {(item.dataset.name, item.dataset.digest) for item in inputs} == {("train", "a" * 12), ("val", "b" * 12)}
+    found = {item.dataset.name: item.dataset for item in inputs}
+    assert {name: dataset.digest for name, dataset in found.items()} == {"train": "a" * 12, "val": "b" * 12}
+    assert json.loads(found["val"].source) == {"uri": uri}
+    assert found["val"].source_type == kind
     assert {tag.value for item in inputs for tag in item.tags} == {"train"}
-
-
-def test_data_that_are_not_there_are_no_lineage(settings: dict[str, Any], tmp_path: Path) -> None:
-    logger = tracking.mlflow_logger(**settings)
-    tracking.log_data(logger, tmp_path / "nowhere", "train")
-    assert not MlflowClient(settings["tracking_uri"]).get_run(tracking.run_id(logger)).inputs.dataset_inputs
 
 
 def test_files_and_folders_are_kept(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_parameters_are_flat_and_told_once() -> None:
 def test_untracked_runs_take_everything_in_silence(tmp_path: Path) -> None:
     node = {"_target_": "lightning.pytorch.loggers.logger.DummyLogger"}
     with tracking.tracked(OmegaConf.create({"tracking": node}), "train") as logger:
-        tracking.log_data(logger, tmp_path, "train")
+        tracking.log_data(logger, str(tmp_path), {}, "train")
         tracking.log_files(logger, tmp_path, "x")
     assert tracking.run_id(logger) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import torch
@@ -14,13 +15,17 @@ from lightning_jepa.evaluation import results
 from lightning_jepa.types import Window
 
 
+DIGEST = "0123456789abcdef"
+
+
 class TinyCollection:
     def __init__(self, root: str) -> None:
         self.root = Path(root)
 
-    def run(self) -> None:
+    def run(self) -> dict[str, SimpleNamespace]:
         (self.root / "train").mkdir(parents=True, exist_ok=True)
-        (self.root / "train" / "manifest.json").write_text(json.dumps({"digest": "0123456789abcdef"}))
+        (self.root / "train" / "manifest.json").write_text(json.dumps({"digest": DIGEST}))
+        return {"train": SimpleNamespace(digest=DIGEST)}
 
 
 class Windows:
@@ -36,7 +41,9 @@ class Windows:
             generator = torch.Generator().manual_seed(index)
             pixels = torch.randint(256, (4, 2, 1, 1, 3), dtype=torch.uint8, generator=generator)
             empty = torch.zeros(4, 2, 0)
-            yield (Window(pixels, torch.zeros(4, 1, 1, 2), empty, empty, torch.ones(4, dtype=torch.bool)),)
+            times = torch.arange(2).expand(4, 2)
+            mask = torch.ones(4, dtype=torch.bool)
+            yield (Window(pixels, torch.zeros(4, 1, 1, 2), empty, empty, empty, times, mask),)
 
     def __len__(self) -> int:
         return self.batches
@@ -51,7 +58,7 @@ class Windows:
 class TinyData(L.LightningDataModule):
     def __init__(self, root: str, batches: int) -> None:
         super().__init__()
-        self.root, self.batches = Path(root), batches
+        self.root, self.batches, self.digests = Path(root), batches, {"train": DIGEST}
 
     def setup(self, stage: str) -> None:
         if not (self.root / "train" / "manifest.json").is_file():
