@@ -196,9 +196,7 @@ class EpisodeData(L.LightningDataModule):
         """Every validation window, the same ones each time. Damage is never skipped."""
         rank, ranks = self._rank()
         episodes = self.val_episodes
-        plan = EveryWindow(
-            episodes.actions, self.levels, self.batch_size, self.val_windows_per_episode, rank, ranks
-        )
+        plan = EveryWindow(episodes.actions, self.levels, self.batch_size, self.val_windows_per_episode, rank, ranks)
         windows = WindowBatches(episodes, plan, self.levels)
         self._validation = Batches(
             windows, self.batch_size, len(plan), self.workers, repeat=True, start_method=self.start_method
@@ -251,7 +249,7 @@ class EpisodeData(L.LightningDataModule):
         if self.trainer is None:
             return batches.next
         # A batch that was handed out and whose step did not end, because of an exception, comes again.
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         position = batches.next - (progress.ready - progress.processed)
         # With limit_train_batches, what is left of the epoch is not taken.
         done = position % batches.steps

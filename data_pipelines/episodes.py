@@ -218,12 +218,13 @@ class EpisodeFolder:
                     member = content[offset : offset + size]
                     array = np.frombuffer(unpack(member), np.uint8) if name == "observations" else member
                     bytes_ = (int(self.actions[number]) + (name != "actions")) * self._row_bytes[name]
-                    file.write(array[len(array) - bytes_ :])
+                    file.write(array[len(array) - bytes_ :].data)
 
 
 def mapped(path: Path) -> NDArray[np.uint8]:
     """A file as uint8 [bytes], read as it is used. No file stays open, however many are mapped."""
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    content: NDArray[np.uint8] = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # type: ignore[call-overload]  # stubs lack storages
+    bytes_ = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]  # the stubs know no storages
+    content: NDArray[np.uint8] = bytes_.numpy()
     content.flags.writeable = False
     return content

@@ -38,7 +38,7 @@ def suffix(member: str, encoding: str) -> str:
 
 def member_hash(content: NDArray[np.uint8], offset: int, size: int) -> int:
     """Hash of a member of a shard's content and of its header."""
-    return xxhash.xxh3_64_intdigest(content[offset - HEADER : offset + size])
+    return xxhash.xxh3_64_intdigest(content[offset - HEADER : offset + size].data)
 
 
 def write(folder: Path, rows: NDArray[Any]) -> str:

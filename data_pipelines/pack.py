@@ -84,7 +84,9 @@ def pack(
     observation, action, body, energies, truth = _shapes(folder, ordered)
     for what, names, width in (("energy", energy_names, energies), ("truth", truth_names, truth)):
         if len(names) != width[0]:
-            raise ValueError(f"{folder}: {what}_names {list(names)} name {len(names)} columns, the episodes have {width[0]}")
+            raise ValueError(
+                f"{folder}: {what}_names {list(names)} name {len(names)} columns, the episodes have {width[0]}"
+            )
     manifest = Manifest(
         split=split,
         configuration=plain,

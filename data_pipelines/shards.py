@@ -91,7 +91,8 @@ def write_shard(
 def _checked(episode: Episode, before: tuple[tuple[int, ...], ...] | None, what: str) -> tuple[tuple[int, ...], ...]:
     """The shapes of one time step, if they and the types are as they should be."""
     steps = len(episode.actions)
-    for (name, dtype), array, axes in zip(ARRAYS.items(), episode, (4, 2, 2, 2, 2), strict=True):
+    for name, dtype in ARRAYS.items():
+        array, axes = getattr(episode, name), 4 if name == "observations" else 2
         expected = steps + (name != "actions")
         if array.dtype != dtype or array.ndim != axes or len(array) != expected:
             raise ValueError(
@@ -210,9 +211,7 @@ def verify(folder: Path, thorough: bool = True) -> Manifest:
     rows = load_index(folder, manifest)
     ends = np.cumsum([shard.episodes for shard in manifest.shards])[:-1]
     parts = zip(manifest.shards, np.split(rows, ends), strict=True)
-    found = [
-        problem for shard, part in parts if (problem := damage(folder, shard, part, manifest.encoding, thorough))
-    ]
+    found = [problem for shard, part in parts if (problem := damage(folder, shard, part, manifest.encoding, thorough))]
     if found:
         raise ValueError(f"damaged episodes in {folder}: {'; '.join(found)}. {MEND}")
     return manifest

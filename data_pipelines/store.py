@@ -3,8 +3,8 @@
     data/two_rooms_33                     a folder
     https://host/two_rooms_33             files of a web server
     s3://bucket/two_rooms_33              any store that fsspec knows; s3 needs the package s3fs
-    pipe:ssh host cat /data/two_rooms/{}  what a command writes, {} being train/000000.tar; runs a shell, so it is refused
-                                          unless allowed
+    pipe:ssh host cat /data/two_rooms/{}  what a command writes, {} being train/000000.tar; runs a shell, so it
+                                          is refused unless allowed
 
 A shard that is not local is fetched whole, checked, and kept in the cache under the hash of its content.
 """

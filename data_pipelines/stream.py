@@ -276,8 +276,8 @@ class Batches:
         limit = self.skip_limit * self.steps * self.rows
         if self.skipped > limit:
             raise ValueError(
-                f"{self.skipped} damaged windows were skipped in this epoch, more than data.skip_limit={self.skip_limit} "
-                f"allows ({limit:g}). The last: {skipped.last}"
+                f"{self.skipped} damaged windows were skipped in this epoch, more than data.skip_limit="
+                f"{self.skip_limit} allows ({limit:g}). The last: {skipped.last}"
             )
 
 

@@ -173,14 +173,16 @@ def nested(cfg: DictConfig, stage: str, seed: int, parent: str | None, checkpoin
 
 
 def log_data(logger: Any, root: str, digests: Mapping[str, str], context: str) -> None:
-    """Data lineage: the run read (or wrote) the data set at `root`; a digest for each of its splits names the content."""
+    """Data lineage: the run read (or wrote) the data set at `root`; a digest for each split names its content."""
     if not isinstance(logger, Tracker):
         return
     where = root if "://" in root or root.startswith("pipe:") else str(Path(root).resolve())
     inputs = []
     for split, digest in digests.items():
         source = json.dumps({"uri": f"{where}/{split}"})
-        dataset = Dataset(split, digest[:12], source_type="local" if Path(where).is_absolute() else "remote", source=source)
+        dataset = Dataset(
+            split, digest[:12], source_type="local" if Path(where).is_absolute() else "remote", source=source
+        )
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     logger.experiment.log_inputs(logger.run_id, inputs)
 

@@ -17,9 +17,9 @@ import torch
 import webdataset as wds
 
 from data_pipelines.collect import Collection
+from data_pipelines.episodes import EpisodeFolder
 from data_pipelines.pack import JOURNAL
 from data_pipelines.schema import MANIFEST, Manifest
-from data_pipelines.episodes import EpisodeFolder
 from data_pipelines.shards import verify
 from data_pipelines.worlds.rooms import RoomsWorld, TwoRoomsLayouts
 from data_pipelines.worlds.walks import VonMisesWalk
@@ -160,7 +160,9 @@ def test_damaged_shards_are_named_and_made_again(collected: Path, tmp_path: Path
         ValueError, match=rf"000001.tar has {size - 1024} bytes, expected {size}.*; 000002.tar is missing"
     ):
         verify(tmp_path / "train", thorough=False)
-    with pytest.raises(ValueError, match=r"000000.tar: s000000-e000000.actions.npy at offset .* Run the command that made it again"):
+    with pytest.raises(
+        ValueError, match=r"000000.tar: s000000-e000000.actions.npy at offset .* Run the command that made it again"
+    ):
         verify(tmp_path / "train")
     collection(tmp_path).run()
     assert files(tmp_path) == files(collected)

@@ -82,7 +82,9 @@ def test_what_is_cut_or_missing_is_found_in_setup(kind: str, root: Path) -> None
     change, message = CUTS[kind]
     change(root)
     for check in (lambda: data(root).setup("fit"), lambda: verify(root / "train", thorough=False)):
-        with pytest.raises(ValueError, match=rf"damaged episodes in .*train: .*{message}.*Run the command that made it"):
+        with pytest.raises(
+            ValueError, match=rf"damaged episodes in .*train: .*{message}.*Run the command that made it"
+        ):
             check()
     skipping = data(root, on_damage="skip", skip_limit=0.9)
     assert {number for number, _ in taken(skipping.train_dataloader())} <= set(range(10, 20))
@@ -95,7 +97,9 @@ def test_what_is_cut_or_missing_is_found_in_setup(kind: str, root: Path) -> None
 def test_what_is_changed_is_found_when_it_is_read(kind: str, workers: int, root: Path) -> None:
     change, member = CHANGES[kind]
     change(root)
-    named = rf"000000.tar: s000000-e000004.{member} at offset \d+: expected the hash [0-9a-f]{{16}}, found [0-9a-f]{{16}}"
+    named = (
+        rf"000000.tar: s000000-e000004.{member} at offset \d+: expected the hash [0-9a-f]{{16}}, found [0-9a-f]{{16}}"
+    )
     module = data(root, workers=workers, steps_per_epoch=20)
     module.setup("fit")
     with pytest.raises(ValueError, match=f"^[^\n]*{named}[^\n]*$"):

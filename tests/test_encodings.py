@@ -18,7 +18,9 @@ from data_pipelines.encodings import check, decode, encode, unpack
 from data_pipelines.episodes import DamagedEpisode, EpisodeFolder
 from data_pipelines.store import Cache, Store
 
-pictures = arrays.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)))
+pictures = arrays.arrays(
+    np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+)
 
 
 def bytes_(content: bytes) -> np.ndarray:

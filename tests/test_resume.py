@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class _Shared(Recorder):
         parts: list[Any] = [None] * self.trainer.world_size
         if self.trainer.world_size > 1:
             torch.distributed.all_gather_object(parts, self.seen)
-            self.seen = [sum(batch, []) for batch in zip(*parts, strict=True)]
+            self.seen = [[*chain(*batch)] for batch in zip(*parts, strict=True)]
         if self.trainer.is_global_zero:
             torch.save(self.seen, Path(self.trainer.default_root_dir) / "seen.pt")
 
@@ -165,9 +166,7 @@ def test_two_ranks_share_the_batches_of_one_and_resume_as_one_or_two(root: Path,
     assert torch.load(tmp_path / "seen.pt") == whole
     alone = fit(root, tmp_path, Recorder(), resume=str(tmp_path / "step=3.ckpt")).seen
     assert alone == whole[3:]
-    strategy["strategy"] = DDPStrategy(
-        start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=60)
-    )
+    strategy["strategy"] = DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=timedelta(seconds=60))
     fit(root, tmp_path, _Shared(), resume=str(tmp_path / "step=3.ckpt"), stream=half, **strategy)
     assert torch.load(tmp_path / "seen.pt") == whole[3:]
 

@@ -110,9 +110,8 @@ def test_a_server_that_fails_now_and_then_is_asked_again(
 
 def test_s3_streams_the_same(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs")
-    from moto.server import ThreadedMotoServer
-
     import boto3
+    from moto.server import ThreadedMotoServer
 
     running = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     running.start()

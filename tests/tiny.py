@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lightning_jepa.evaluation import results
 from lightning_jepa.types import Window
 
-
 DIGEST = "0123456789abcdef"
 
 
