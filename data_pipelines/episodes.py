@@ -7,6 +7,7 @@ Legend: E episodes, F frames, C H W image.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ class EpisodeFolder:
             shape = self.manifest.observation_shape if name == "observations" else (self.manifest.widths[name],)
             arrays[name] = raw.view(dtype).reshape(count, *shape)
         return Episode(**arrays)
+
+    def meta(self, number: int) -> dict[str, Any]:
+        """What is known of an episode besides its arrays."""
+        path = self.location.local(self.manifest.shards[int(self.shard_of[number])])  # a zstd shard's own file
+        offset, size, _ = self.rows["meta"][number].item()
+        with open(path, "rb") as file:
+            file.seek(offset)
+            content: dict[str, Any] = json.loads(file.read(size))
+        return content
 
     def copy(self, number: int, array: str, start: int, length: int, stride: int, out: NDArray[np.uint8]) -> None:
         """Rows start, start + stride, ... of an episode's array.

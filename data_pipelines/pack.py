@@ -30,7 +30,7 @@ from rich.text import Text
 
 from data_pipelines import index
 from data_pipelines.schema import MANIFEST, Manifest, canonical, shard_from, write_atomically
-from data_pipelines.shards import Packed, damage, load_index
+from data_pipelines.shards import Packed, damage, split_index
 
 JOURNAL = "unfinished.jsonl"
 
@@ -163,8 +163,7 @@ def _finished(folder: Path, configuration: dict[str, Any], encoding: str) -> dic
 def _from_manifest(folder: Path, manifest: Manifest) -> list[Packed]:
     widths = manifest.widths
     shapes = (manifest.observation_shape, *((width,) for name, width in widths.items() if name != "observations"))
-    ends = np.cumsum([shard.episodes for shard in manifest.shards])[:-1]
-    rows = np.split(load_index(folder, manifest), ends)
+    rows = split_index(folder, manifest)
     return [Packed(shard, part, shapes) for shard, part in zip(manifest.shards, rows, strict=True)]
 
 

@@ -208,17 +208,15 @@ def verify(folder: Path, thorough: bool = True) -> Manifest:
         ValueError: naming all shards that are missing or damaged, and where.
     """
     manifest = Manifest.load(folder)
-    rows = load_index(folder, manifest)
-    ends = np.cumsum([shard.episodes for shard in manifest.shards])[:-1]
-    parts = zip(manifest.shards, np.split(rows, ends), strict=True)
+    parts = zip(manifest.shards, split_index(folder, manifest), strict=True)
     found = [problem for shard, part in parts if (problem := damage(folder, shard, part, manifest.encoding, thorough))]
     if found:
         raise ValueError(f"damaged episodes in {folder}: {'; '.join(found)}. {MEND}")
     return manifest
 
 
-def load_index(folder: Path, manifest: Manifest) -> NDArray[Any]:
-    """The index of a local folder.
+def split_index(folder: Path, manifest: Manifest) -> list[NDArray[Any]]:
+    """The index of a local folder, cut into the parts of its shards.
 
     Raises:
         ValueError: if it is missing or not the one that the manifest knows.
@@ -226,4 +224,5 @@ def load_index(folder: Path, manifest: Manifest) -> NDArray[Any]:
     path = folder / index.INDEX
     if not path.is_file():
         raise ValueError(f"{path} is missing. {MEND}")
-    return index.parse(path.read_bytes(), manifest, str(path))
+    rows = index.parse(path.read_bytes(), manifest, str(path))
+    return np.split(rows, np.cumsum([shard.episodes for shard in manifest.shards])[:-1])
