@@ -10,7 +10,7 @@ from pathlib import Path
 from data_pipelines.schema import MANIFEST
 
 
-def run(command: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+def run(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser) -> None:
     """Parse the command line and run the command; what the user can mend ends with one message and exit code 1."""
     given = parser.parse_args()
     try:

@@ -1,0 +1,184 @@
+"""Bouncing digits: passive observation of scikit-learn's digits that fly about and bounce off the borders.
+
+`python -m data_pipelines.sources.digits data/digits --bounce random`. A digit flies straight on; at a border its velocity
+is mirrored, or, with random bounces, turned to any direction that leads away from the border: several futures of equal
+right. Where digits overlap, the brighter pixel shows.
+Legend: E episodes of a shard, D digits, T steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.commands import run
+from data_pipelines.pack import pack
+from data_pipelines.schema import Episode, Manifest
+from data_pipelines.shards import Packed, write_shard
+
+HELD_OUT = 5  # every fifth of the library's pictures is for validation alone
+
+
+class BouncingDigits:
+    """Episodes of flying digits, each shard a function of (seed, split, its number).
+
+    Args:
+        digits: D, how many fly in each episode.
+        side: pixels along each side of a picture.
+        zoom: pixels of the picture for each of the digits' 8 x 8.
+        steps: T, of an episode; it has T + 1 frames.
+        slowest: pixels a step.
+        fastest: pixels a step.
+        bounce: "mirror" or "random".
+        seed: of everything.
+
+    Raises:
+        ValueError: if a number or a choice is impossible.
+    """
+
+    def __init__(
+        self,
+        digits: int = 1,
+        side: int = 64,
+        zoom: int = 2,
+        steps: int = 39,
+        slowest: float = 1.0,
+        fastest: float = 4.0,
+        bounce: str = "mirror",
+        seed: int = 0,
+    ) -> None:
+        if bounce not in ("mirror", "random"):
+            raise ValueError(f"bounce={bounce!r}: choose 'mirror' or 'random'")
+        if min(digits, zoom, steps) < 1 or not 0 < slowest <= fastest < side - 8 * zoom:
+            raise ValueError(
+                f"digits={digits}, zoom={zoom}, steps={steps}, slowest={slowest}, fastest={fastest}, side={side}: give "
+                "at least one digit, zoom and step, and speeds above 0 that are less than the room of a digit, side - "
+                f"8 zoom = {side - 8 * zoom}"
+            )
+        self.digits, self.side, self.zoom, self.steps = digits, side, zoom, steps
+        self.slowest, self.fastest, self.bounce, self.seed = slowest, fastest, bounce, seed
+
+    @property
+    def truth_names(self) -> tuple[str, ...]:
+        """For each digit: x and y of its centre and its velocity, pixels and pixels a step, and which digit it is."""
+        return tuple(f"{what}_{d}" for d in range(self.digits) for what in ("x", "y", "vx", "vy", "class"))
+
+    def episodes(self, split: str, number: int, count: int) -> list[Episode]:
+        """The episodes of the shard of a number."""
+        entropy = hashlib.sha256(f"{self.seed}/{split}/{number}".encode()).digest()
+        chance = np.random.default_rng(int.from_bytes(entropy[:8]))
+        pictures, classes = _pictures(split)
+        chosen = chance.integers(len(pictures), size=(count, self.digits))
+        places, velocities = self._fly(chance, count)
+        sprites = pictures[chosen].repeat(self.zoom, -1).repeat(self.zoom, -2)
+        kinds = np.broadcast_to(classes[chosen][:, None], places.shape[:3])[..., None]
+        truth = np.concatenate([places + 4 * self.zoom - 0.5, velocities, kinds], -1).astype(np.float32)
+        frames = self._draw(sprites, places)
+        nothing = np.empty((self.steps + 1, 0), np.float32)
+        return [
+            Episode(frames[e], nothing[1:], nothing, nothing, truth[e].reshape(self.steps + 1, -1))
+            for e in range(count)
+        ]
+
+    def _fly(self, chance: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Upper left corners and velocities (x, y): [E, T + 1, D, 2] each."""
+        room = self.side - 8 * self.zoom
+        shape = (count, self.digits)
+        angle, speed = chance.uniform(0, 2 * np.pi, shape), chance.uniform(self.slowest, self.fastest, shape)
+        place = chance.uniform(0, room, (*shape, 2))
+        velocity = speed[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+        places, velocities = [place], [velocity]
+        for _ in range(self.steps):
+            place = place + velocity
+            low, high = place < 0, place > room
+            place = np.where(low, -place, np.where(high, 2 * room - place, place))
+            if self.bounce == "random":
+                angle = chance.uniform(0, 2 * np.pi, shape)
+                turned = speed[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+                velocity = np.where((low | high).any(-1, keepdims=True), turned, velocity)
+            # Away from the borders that were touched.
+            velocity = np.where(low, np.abs(velocity), np.where(high, -np.abs(velocity), velocity))
+            places.append(place)
+            velocities.append(velocity)
+        return np.stack(places, 1), np.stack(velocities, 1)
+
+    def _draw(self, sprites: NDArray[np.uint8], places: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Sprites [E, D, h, h] at places [E, T + 1, D, 2] -> frames [E, T + 1, 1, side, side], to the nearest pixel."""
+        frames = np.zeros((*places.shape[:2], 1, self.side, self.side), np.uint8)
+        corners, size = places.round().astype(int), sprites.shape[-1]
+        for e, t, d in np.ndindex(places.shape[:3]):
+            x, y = corners[e, t, d]
+            part = frames[e, t, 0, y : y + size, x : x + size]
+            np.maximum(part, sprites[e, d], out=part)
+        return frames
+
+
+@cache
+def _pictures(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The library's 8 x 8 digits of a split, uint8, and what they are."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    held_out = np.arange(len(found.target)) % HELD_OUT == 0
+    kept = held_out if split == "val" else ~held_out
+    return (found.images[kept] * (255 / 16)).round().astype(np.uint8), found.target[kept].astype(np.int64)
+
+
+def _make(source: BouncingDigits, folder: Path, counts: list[int], encoding: str, number: int) -> Packed:
+    meta = {"source": "bouncing digits", "stream": "passive observation", "seed": source.seed}
+    episodes = source.episodes(folder.name, number, counts[number])
+    return write_shard(folder, number, ((episode, meta) for episode in episodes), encoding)
+
+
+def digits(given: argparse.Namespace) -> dict[str, Manifest]:
+    """Pack both splits."""
+    names = ("digits", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
+    settings = {name: getattr(given, name) for name in names}
+    source, each = BouncingDigits(**settings), given.episodes_per_shard
+    manifests = {}
+    for split, total in (("train", given.train), ("val", given.val)):
+        counts = [min(each, total - first) for first in range(0, total, each)]
+        configuration = {**settings, "source": "bouncing digits", "episodes": total, "episodes_per_shard": each}
+        manifests[split] = pack(
+            given.root / split,
+            partial(_make, source, given.root / split, counts, given.encoding),
+            counts,
+            {**configuration, "encoding": given.encoding},
+            split,
+            given.encoding,
+            truth_names=source.truth_names,
+            workers=given.workers,
+        )
+    return manifests
+
+
+def main() -> None:
+    """The command line."""
+    show = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.sources.digits", description="Bouncing digits into shards.", formatter_class=show
+    )
+    parser.add_argument("root", type=Path, help="the folder to write; an interrupted run goes on there")
+    parser.add_argument("--train", type=int, default=2000, metavar="N", help="episodes to train on")
+    parser.add_argument("--val", type=int, default=200, metavar="N", help="episodes of digits held out")
+    parser.add_argument("--digits", type=int, default=1, metavar="N", help="digits in an episode")
+    parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="of a picture")
+    parser.add_argument("--zoom", type=int, default=2, metavar="N", help="pixels for each of a digit's 8 x 8")
+    parser.add_argument("--steps", type=int, default=39, metavar="N", help="of an episode")
+    parser.add_argument("--slowest", type=float, default=1.0, metavar="PIXELS", help="a step")
+    parser.add_argument("--fastest", type=float, default=4.0, metavar="PIXELS", help="a step")
+    parser.add_argument("--bounce", choices=["mirror", "random"], default="mirror", help="at a border")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything")
+    parser.add_argument("--encoding", choices=["raw", "zstd", "jpeg"], default="raw", help="of the pictures")
+    parser.add_argument("--episodes-per-shard", type=int, default=200, metavar="N", help="episodes in a tar file")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 for this one")
+    run(digits, parser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Bouncing digits: x[t + 1] = x[t] + v[t] but for bounces, inside the picture, drawn where the truth says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.episodes import EpisodeFolder
+from data_pipelines.sources import digits
+from data_pipelines.sources.digits import BouncingDigits
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.sampled_from(["mirror", "random"]), st.integers(0, 99), st.floats(0.5, 6))
+def test_digits_fly_straight_between_bounces_and_stay_inside(
+    count: int, bounce: str, seed: int, fastest: float
+) -> None:
+    source = BouncingDigits(count, 32, 1, 30, slowest=0.5, fastest=fastest, bounce=bounce, seed=seed)
+    for episode in source.episodes("train", 0, 3):
+        truth = episode.truth.reshape(31, count, 5)
+        corner, velocity = truth[..., :2] - 3.5, truth[..., 2:4]
+        assert corner.min() >= -1e-4
+        assert corner.max() <= 24 + 1e-4
+        speed = np.linalg.norm(velocity, axis=-1)
+        assert np.allclose(speed, speed[:1], rtol=1e-4)
+        ahead = corner[:-1] + velocity[:-1]
+        free = ((ahead >= 0) & (ahead <= 24)).all(-1)
+        assert np.allclose(corner[1:][free], ahead[free], atol=1e-3)
+        assert np.allclose(velocity[1:][free], velocity[:-1][free])
+        assert ((velocity[1:] > 0) | (ahead >= 0)).all()  # away from the border that was touched
+        assert ((velocity[1:] < 0) | (ahead <= 24)).all()
+        if bounce == "mirror":
+            assert np.allclose(np.abs(velocity), np.abs(velocity[:1]), rtol=1e-4)
+
+
+def test_pictures_show_the_digits_where_the_truth_says() -> None:
+    source = BouncingDigits(1, 64, 2, 20)
+    pictures, classes = digits._pictures("train")
+    for episode in source.episodes("train", 3, 4):
+        for frame, truth in zip(episode.observations, episode.truth, strict=True):
+            x, y = (truth[:2] - 7.5).round().astype(int)
+            part = frame[0, y : y + 16 : 2, x : x + 16 : 2]
+            shown = [kind for picture, kind in zip(pictures, classes, strict=True) if np.array_equal(picture, part)]
+            assert int(truth[4]) in shown
+            assert frame.sum() == part.astype(int).sum() * 4
+
+
+def test_random_bounces_have_many_futures_and_mirrored_ones_a_single_one() -> None:
+    """Angles before and after a bounce at the left border: a function of each other, or not."""
+    spread = {}
+    for bounce in ("mirror", "random"):
+        source = BouncingDigits(1, 32, 1, 60, slowest=2, fastest=2, bounce=bounce)
+        velocity = np.concatenate([episode.truth[:, 2:4] for episode in source.episodes("train", 0, 100)])
+        before, after = velocity[:-1], velocity[1:]
+        bounced = (before[:, 0] < 0) & (after[:, 0] > 0) & (np.abs(before[:, 1] - after[:, 1]) < 3.9)
+        spread[bounce] = np.median(np.abs(before[bounced, 1] - after[bounced, 1]))
+    assert spread["mirror"] == 0  # but in corners
+    assert spread["random"] > 0.5
+
+
+def test_validation_shows_other_pictures_of_the_same_digits() -> None:
+    train, val = (digits._pictures(split) for split in ("train", "val"))
+    assert not {picture.tobytes() for picture in train[0]} & {picture.tobytes() for picture in val[0]}
+    assert set(train[1].tolist()) == set(val[1].tolist()) == set(range(10))
+
+
+def test_the_command_packs_both_splits_and_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(root: Path, *more: str) -> dict[str, bytes]:
+        arguments = ["--train", "5", "--val", "2", "--steps", "4", "--digits", "2", "--episodes-per-shard", "2"]
+        monkeypatch.setattr(sys, "argv", ["digits", str(root), *arguments, *more])
+        digits.main()
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    first = run(tmp_path / "one")
+    assert first == run(tmp_path / "two", "--workers", "2") == run(tmp_path / "one")
+    folder = EpisodeFolder(tmp_path / "one" / "train")
+    assert [shard.episodes for shard in folder.manifest.shards] == [2, 2, 1]
+    assert folder[0].observations.shape == (5, 1, 64, 64)
+    assert folder[0].actions.shape == (4, 0)
+    assert folder.manifest.truth_names[5:] == ("x_1", "y_1", "vx_1", "vy_1", "class_1")
+    with pytest.raises(SystemExit, match="error: .*holds other data: seed is 0 there and 1 here"):
+        run(tmp_path / "one", "--seed", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"bounce": "none"}, "bounce='none'"), ({"digits": 0}, "digits=0"), ({"side": 16}, "side - 8 zoom = 0")],
+)
+def test_what_cannot_fly_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BouncingDigits(**arguments)
