@@ -1,8 +1,8 @@
 """Bouncing digits: passive observation of scikit-learn's digits that fly about and bounce off the borders.
 
-`python -m data_pipelines.sources.digits data/digits --bounce random`. A digit flies straight on; at a border its velocity
-is mirrored, or, with random bounces, turned to any direction that leads away from the border: several futures of equal
-right. Where digits overlap, the brighter pixel shows.
+`python -m data_pipelines.sources.digits data/digits --bounce random`. A digit flies straight on; at a border its
+velocity is mirrored, or, with random bounces, turned to any direction that leads away from the border: several futures
+of equal right. Where digits overlap, the brighter pixel shows.
 Legend: E episodes of a shard, D digits, T steps.
 """
 
