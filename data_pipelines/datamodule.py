@@ -91,7 +91,7 @@ class EpisodeData(L.LightningDataModule):
         self.observation_shape = tuple(observation_shape) if observation_shape is not None else None
         self.verify, self.on_damage, self.skip_limit = verify, on_damage, skip_limit
         self.short_episodes, self.start_method = short_episodes, start_method
-        self.batches: Batches | None = None
+        self.stream: Batches | None = None
         self._validation: Batches | None = None
         self._state: dict[str, Any] = {}
 
@@ -181,7 +181,7 @@ class EpisodeData(L.LightningDataModule):
         start = self._resumed(ranks) if self._state else epoch * steps
         self._state = {}
         windows = WindowBatches(episodes, plan, self.levels, self.on_damage == "skip")
-        self.batches = Batches(
+        self.stream = Batches(
             windows,
             self.batch_size,
             steps,
@@ -190,7 +190,7 @@ class EpisodeData(L.LightningDataModule):
             skip_limit=self.skip_limit,
             start_method=self.start_method,
         )
-        return self.batches
+        return self.stream
 
     def val_dataloader(self) -> Batches:
         """Every validation window, the same ones each time. Damage is never skipped."""
@@ -205,7 +205,7 @@ class EpisodeData(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """End the processes that read."""
-        for batches in (self.batches, self._validation):
+        for batches in (self.stream, self._validation):
             if batches is not None:
                 batches.close()
 
@@ -214,9 +214,9 @@ class EpisodeData(L.LightningDataModule):
 
         It is here and not in the loader, whose state Lightning restores too late when its length was asked for before.
         """
-        if self.batches is None:
+        if self.stream is None:
             return {}
-        return {**self._stream(self._rank()[1]), "next": self._position(self.batches)}
+        return {**self._stream(self._rank()[1]), "next": self._position(self.stream)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on there."""

@@ -88,8 +88,8 @@ def test_what_is_cut_or_missing_is_found_in_setup(kind: str, root: Path) -> None
             check()
     skipping = data(root, on_damage="skip", skip_limit=0.9)
     assert {number for number, _ in taken(skipping.train_dataloader())} <= set(range(10, 20))
-    assert skipping.batches is not None
-    assert skipping.batches.skipped > 0
+    assert skipping.stream is not None
+    assert skipping.stream.skipped > 0
 
 
 @pytest.mark.parametrize("kind", CHANGES)
@@ -128,7 +128,7 @@ def test_skipping_takes_other_windows_counts_them_and_repeats_itself(root: Path)
         batches = list(module.train_dataloader())
         for batch in batches:
             exactly(batch, ({"length": 5, "stride": 1}, {"length": 4, "stride": 6}))
-        runs.append((fingerprint(batches), module.batches.skipped if module.batches else 0))
+        runs.append((fingerprint(batches), module.stream.skipped if module.stream else 0))
     assert runs[0] == runs[1]
     now = taken(batches)
     assert 4 not in {number for number, _ in now}

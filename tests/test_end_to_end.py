@@ -187,7 +187,7 @@ def test_the_console_says_what_is_being_done_and_no_more(own_root: Path, store: 
     answer = command("lightning_jepa.pipeline", "stages=[collect,pretrain]", root=own_root)
     expected = (
         "collect: ",
-        "collecting two_rooms/",
+        "packing two_rooms_33/",
         "pretrain: ",
         "JEPAPretraining: ",
         "results: none",

@@ -55,8 +55,8 @@ def test_waiting_and_skipping_are_logged(shards: str, tmp_path: Path) -> None:
     fitting.fit(module, episodes)
     assert 0 < float(fitting.callback_metrics["data/wait_share"]) < 1
     assert float(fitting.callback_metrics["data/skipped"]) == 0
-    assert episodes.batches is not None
-    assert episodes.batches.waited > 0
+    assert episodes.stream is not None
+    assert episodes.stream.waited > 0
 
 
 def test_a_collapsed_fit_is_stopped(shards: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ class DataWatch(L.Callback):
     """Log `data/wait_share` and `data/skipped` for each epoch.
 
     The share is that of a step's time (waiting and training, without validation), averaged over ranks; skipped windows
-    are those of all ranks. A data module without `batches` that count both is left alone.
+    are those of all ranks. A data module without a `stream` that counts both is left alone.
     """
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class DataWatch(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log both."""
         data: Any = getattr(trainer, "datamodule", None)
-        batches = getattr(data, "batches", None)
-        if batches is not None:
-            waited = float(batches.waited)
+        stream = getattr(data, "stream", None)
+        if stream is not None:
+            waited = float(stream.waited)
             pl_module.log("data/wait_share", waited / max(waited + self.trained, 1e-9), sync_dist=True)
-            pl_module.log("data/skipped", float(batches.skipped), sync_dist=True, reduce_fx="sum")
+            pl_module.log("data/skipped", float(stream.skipped), sync_dist=True, reduce_fx="sum")
