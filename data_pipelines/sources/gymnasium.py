@@ -1,0 +1,218 @@
+"""Any Gymnasium environment with pictures -> shards: `python -m data_pipelines.sources.gymnasium ID data/mine --help`.
+
+Pictures are the observation where that is a uint8 image, else what `render()` gives ("rgb_array"), scaled to squares of
+`side` pixels. Any other observation becomes the truth. Actions are numbers: those of a Box flattened, a Discrete one as
+one-hot. Each shard is a function of (seed, split, its number) as far as the environment is one of its seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, flatten, flatten_space
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipelines.commands import run
+from data_pipelines.encodings import SUFFIXES, check
+from data_pipelines.pack import pack
+from data_pipelines.schema import Episode
+from data_pipelines.shards import Packed, write_shard
+
+Policy = Callable[[Any, np.random.Generator], Any]  # observation, chance -> action of the environment
+
+
+class GymnasiumEpisodes:
+    """Episodes of an environment.
+
+    Args:
+        env_id: its id; "module:Id" imports the module that registers it.
+        arguments: of `gymnasium.make`.
+        policy: "random", "smooth" (a Box's actions change slowly), or "module:name" of a function that takes the action
+            space and returns a policy.
+        steps: most of an episode; it also ends where the environment ends it.
+        side: pixels along each side of a picture.
+        seed: of environment and policy.
+
+    Raises:
+        ValueError: if the environment can't be made, or has no pictures.
+    """
+
+    def __init__(
+        self, env_id: str, arguments: dict[str, Any], policy: str, steps: int = 100, side: int = 64, seed: int = 0
+    ) -> None:
+        self.env_id, self.arguments, self.policy = env_id, dict(arguments), policy
+        self.steps, self.side, self.seed = steps, side, seed
+        if steps < 1 or side < 1:
+            raise ValueError(f"steps={steps}, side={side}: give at least 1")
+        env = self._make()
+        self.rendered = not _is_picture(env.observation_space)
+        self._policy(env)  # may be refused
+        try:
+            env.reset(seed=seed)
+            if self.rendered and not isinstance(env.render(), np.ndarray):
+                raise ValueError(
+                    f"{env_id} has no uint8 image as observation, and render() gives none. Environments that draw need "
+                    'the argument {"render_mode": "rgb_array"}'
+                )
+            self.truth_names = self._truth_names(env)
+            self.channels = self._picture(env, env.reset(seed=seed)[0]).shape[0]
+        finally:
+            env.close()
+
+    def episodes(self, split: str, number: int, count: int) -> list[Episode]:
+        """The episodes of the shard of a number."""
+        entropy = hashlib.sha256(f"{self.seed}/{split}/{number}".encode()).digest()
+        chance = np.random.default_rng(int.from_bytes(entropy[:8]))
+        env = self._make()
+        try:
+            return [self._episode(env, self._policy(env), chance) for _ in range(count)]
+        finally:
+            env.close()
+
+    def _episode(self, env: gymnasium.Env[Any, Any], policy: Policy, chance: np.random.Generator) -> Episode:
+        observation, _ = env.reset(seed=int(chance.integers(2**31)))
+        frames, actions, truth = [self._picture(env, observation)], [], [self._truth(env, observation)]
+        for _ in range(self.steps):
+            action = policy(observation, chance)
+            observation, _, terminated, truncated, _ = env.step(action)
+            frames.append(self._picture(env, observation))
+            actions.append(np.asarray(flatten(env.action_space, action), np.float32))
+            truth.append(self._truth(env, observation))
+            if terminated or truncated:
+                break
+        nothing = np.empty((len(frames), 0), np.float32)
+        return Episode(np.stack(frames), np.stack(actions), nothing, nothing, np.stack(truth))
+
+    def _make(self) -> gymnasium.Env[Any, Any]:
+        try:
+            return gymnasium.make(self.env_id, **self.arguments)
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise ValueError(f"the environment {self.env_id!r} cannot be made: {error}") from error
+
+    def _policy(self, env: gymnasium.Env[Any, Any]) -> Policy:
+        if self.policy == "random":
+            return lambda _, chance: _sample(env.action_space, chance)
+        if self.policy == "smooth":
+            if not isinstance(env.action_space, Box):
+                raise ValueError(f"policy='smooth' needs actions that are a Box, not {env.action_space}: choose random")
+            return _Smooth(env.action_space)
+        module, _, name = self.policy.partition(":")
+        try:
+            policy: Policy = getattr(importlib.import_module(module), name)(env.action_space)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"policy={self.policy!r}: give random, smooth or module:name ({error})") from error
+        return policy
+
+    def _picture(self, env: gymnasium.Env[Any, Any], observation: Any) -> NDArray[np.uint8]:
+        """uint8 [C, side, side]."""
+        picture = np.asarray(env.render() if self.rendered else observation)
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if picture.shape[2] > 4:  # channels come first
+            picture = picture.transpose(1, 2, 0)
+        if picture.shape[:2] != (self.side, self.side):
+            scaled = [
+                Image.fromarray(np.ascontiguousarray(picture[..., channel])).resize((self.side, self.side), Image.BOX)
+                for channel in range(picture.shape[2])
+            ]
+            picture = np.stack([np.asarray(one) for one in scaled], -1)
+        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+    def _truth_names(self, env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
+        if not self.rendered:
+            return ()
+        flat = flatten_space(env.observation_space)
+        if not isinstance(flat, Box):
+            return ()
+        return tuple(f"observation_{number}" for number in range(flat.shape[0]))
+
+    def _truth(self, env: gymnasium.Env[Any, Any], observation: Any) -> NDArray[np.float32]:
+        if not self.truth_names:
+            return np.empty(0, np.float32)
+        return np.asarray(flatten(env.observation_space, observation), np.float32)
+
+
+class _Smooth:
+    """Actions that forget slowly: a[t + 1] = .9 a[t] + noise, clipped to the Box."""
+
+    def __init__(self, space: Box) -> None:
+        low, high = np.clip(space.low, -1e3, 1e3), np.clip(space.high, -1e3, 1e3)
+        self.space, self.centre, self.reach = space, (low + high) / 2, (high - low) / 2
+        self.state = np.zeros(space.shape)
+
+    def __call__(self, observation: Any, chance: np.random.Generator) -> Any:
+        self.state = 0.9 * self.state + np.sqrt(1 - 0.9**2) * chance.normal(size=self.space.shape) * 0.6
+        action = self.centre + self.reach * self.state
+        return np.clip(action, self.space.low, self.space.high).astype(self.space.dtype)
+
+
+def _sample(space: gymnasium.Space[Any], chance: np.random.Generator) -> Any:
+    space.seed(int(chance.integers(2**31)))
+    return space.sample()
+
+
+def _is_picture(space: gymnasium.Space[Any]) -> bool:
+    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
+
+
+def _shard(source: GymnasiumEpisodes, folder: Path, counts: list[int], encoding: str, number: int) -> Packed:
+    meta = {"world": source.env_id, "policy": source.policy, "seed": source.seed, "stream": "agency"}
+    episodes = source.episodes(folder.name, number, counts[number])
+    return write_shard(folder, number, ((episode, meta) for episode in episodes), encoding)
+
+
+def collect(given: argparse.Namespace) -> None:
+    """Pack both splits."""
+    settings = {name: getattr(given, name) for name in ("env_id", "arguments", "policy", "steps", "side", "seed")}
+    source, each = GymnasiumEpisodes(**settings), given.episodes_per_shard
+    check(given.encoding, source.channels)
+    for split, total in (("train", given.train), ("val", given.val)):
+        counts = [min(each, total - first) for first in range(0, total, each)]
+        configuration = {**settings, "source": "gymnasium", "episodes": total, "episodes_per_shard": each}
+        pack(
+            given.root / split,
+            partial(_shard, source, given.root / split, counts, given.encoding),
+            counts,
+            {**configuration, "encoding": given.encoding},
+            split,
+            given.encoding,
+            truth_names=source.truth_names,
+            workers=given.workers,
+        )
+
+
+def main() -> None:
+    """The command line."""
+    show = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.sources.gymnasium",
+        description="Episodes of a Gymnasium environment into shards.",
+        formatter_class=show,
+    )
+    parser.add_argument("env_id", help="the environment's id; module:Id imports the module that registers it")
+    parser.add_argument("root", type=Path, help="the folder to write; an interrupted run goes on there")
+    parser.add_argument("--arguments", type=json.loads, default={}, metavar="JSON", help="of gymnasium.make")
+    parser.add_argument("--policy", default="random", help="random, smooth, or module:name of your own")
+    parser.add_argument("--train", type=int, default=1000, metavar="N", help="episodes to train on")
+    parser.add_argument("--val", type=int, default=100, metavar="N", help="episodes to validate on")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="most of an episode")
+    parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="of a picture")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of environment and policy")
+    parser.add_argument("--encoding", choices=list(SUFFIXES), default="raw", help="of the pictures")
+    parser.add_argument("--episodes-per-shard", type=int, default=100, metavar="N", help="episodes in a tar file")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 for this one")
+    run(collect, parser)
+
+
+if __name__ == "__main__":
+    main()
