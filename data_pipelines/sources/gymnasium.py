@@ -122,7 +122,9 @@ class GymnasiumEpisodes:
             picture = picture.transpose(1, 2, 0)
         if picture.shape[:2] != (self.side, self.side):
             scaled = [
-                Image.fromarray(np.ascontiguousarray(picture[..., channel])).resize((self.side, self.side), Image.BOX)
+                Image.fromarray(np.ascontiguousarray(picture[..., channel])).resize(
+                    (self.side, self.side), Image.Resampling.BOX
+                )
                 for channel in range(picture.shape[2])
             ]
             picture = np.stack([np.asarray(one) for one in scaled], -1)
