@@ -1,6 +1,6 @@
 """Windows a second of this stream, of a flat memory-mapped array and of the webdataset library, side by side.
 
-`python benchmarks/streaming.py` makes its own episodes (64 x 64 x 3 pictures with noise), warms the page cache, and lets
+`python benchmarks/streaming.py` makes its own episodes (64 x 64 x 3 pictures with noise), warms the page cache and lets
 all contenders run in one process, in rounds of random order. What counts are the medians of the ratios within a round:
 the rates themselves are those of one machine on one day. Each window has 16 frames at stride 1 with its actions; a
 batch has 32.
