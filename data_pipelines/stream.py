@@ -78,39 +78,44 @@ class WindowBatches:
         skipped, last = 0, ""
         for row in range(len(rows.episodes)):
             try:
-                self._cut(rows, row, raw, row)
+                self._pictures(rows, row, raw)
             except DamagedEpisode as error:
                 if not self.skip:
                     raise
                 skipped, last = skipped + 1, str(error)
-                rows.starts[:, row] = self._substitute(int(rows.windows[row]), raw, row, last)
-        for window, level, starts in zip(windows, self.levels, rows.starts, strict=True):
+                self._substitute(rows, row, raw, last)
+        for window, level, arrays, starts in zip(windows, self.levels, raw, rows.starts, strict=True):
+            for name, array in zip(_ARRAYS, arrays, strict=True):
+                if name == "actions":
+                    self.episodes.copy_rows(rows.episodes, name, starts, level.steps, 1, array)
+                elif name != "observations" or not self.episodes.decoded:
+                    self.episodes.copy_rows(rows.episodes, name, starts, level.length, level.stride, array)
             window.times.numpy()[:] = starts[:, None] + np.arange(level.length) * level.stride
             window.mask.numpy()[:] = rows.mask
         return Skipped(skipped, last)
 
-    def _cut(self, rows: Rows, row: int, raw: list[tuple[NDArray[np.uint8], ...]], into: int) -> None:
-        episode, copy = int(rows.episodes[row]), self.episodes.copy
-        for level, arrays, start in zip(self.levels, raw, rows.starts[:, row].tolist(), strict=True):
-            for name, array in zip(_ARRAYS, arrays, strict=True):
-                if name == "actions":
-                    copy(episode, name, start, level.steps, 1, array[into])
-                else:
-                    copy(episode, name, start, level.length, level.stride, array[into])
+    def _pictures(self, rows: Rows, row: int, raw: list[tuple[NDArray[np.uint8], ...]]) -> None:
+        """All that can fail for a row: its episode is found good, and its pictures are decoded if they are not raw."""
+        episode = int(rows.episodes[row])
+        self.episodes.content(episode)
+        if self.episodes.decoded:
+            for level, (observations, *_), starts in zip(self.levels, raw, rows.starts, strict=True):
+                start = int(starts[row])
+                self.episodes.copy(episode, "observations", start, level.length, level.stride, observations[row])
 
-    def _substitute(
-        self, window: int, raw: list[tuple[NDArray[np.uint8], ...]], row: int, problem: str
-    ) -> NDArray[np.int64]:
-        """Cut another window into a row; returns where it starts."""
+    def _substitute(self, rows: Rows, row: int, raw: list[tuple[NDArray[np.uint8], ...]], problem: str) -> None:
+        """Put another window into a row, found from the damaged one's number."""
+        damaged = int(rows.windows[row])
         for attempt in range(_SUBSTITUTES):
-            other = hashed(window, attempt) % np.uint64(self.plan.total)
-            rows = self.plan.rows(other.astype(np.int64), np.ones(1, bool))
+            other = (hashed(damaged, attempt) % np.uint64(self.plan.total)).astype(np.int64)
+            found = self.plan.rows(other, np.ones(1, bool))
+            rows.windows[row], rows.episodes[row], rows.starts[:, row] = other[0], found.episodes[0], found.starts[:, 0]
             try:
-                self._cut(rows, 0, raw, row)
+                self._pictures(rows, row, raw)
             except DamagedEpisode as error:
                 problem = str(error)
                 continue
-            return rows.starts[:, 0]
+            return
         raise DamagedEpisode(f"{_SUBSTITUTES} windows in a row are damaged; the last: {problem}")
 
 
