@@ -136,7 +136,7 @@ class EpisodeFolder:
         stride: int,
         out: NDArray[np.uint8],
     ) -> None:
-        """As `copy`, for many episodes whose `content` was found good: numbers [B], starts [B] -> out uint8 [B, bytes]."""
+        """As `copy`, for episodes whose `content` was found good: numbers [B], starts [B] -> out uint8 [B, bytes]."""
         width, opened = self._row_bytes[array], self._open
         if width == 0:
             return
