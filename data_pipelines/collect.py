@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from data_pipelines.encodings import check
-from data_pipelines.pack import pack
+from data_pipelines.pack import pack, shard_sizes
 from data_pipelines.schema import Episode, Manifest
 from data_pipelines.shards import Packed, write_shard
 from lightning_jepa.protocols import World
@@ -109,11 +109,10 @@ class Collection:
         return {split: self._run(split) for split in self.episodes}
 
     def _run(self, split: str) -> Manifest:
-        total, each = self.episodes[split], self.episodes_per_shard
         return pack(
             self.root / split,
             partial(self.make_shard, split),
-            [min(each, total - first) for first in range(0, total, each)],
+            shard_sizes(self.episodes[split], self.episodes_per_shard),
             self._configuration(split),
             split,
             self.encoding,

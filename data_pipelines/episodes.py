@@ -29,7 +29,7 @@ class DamagedEpisode(ValueError):
 
 
 class EpisodeFolder:
-    """The episodes of one split: `folder[i]` is the i-th, `folder.copy` brings a part of one.
+    """The episodes of one split: `folder[i]` is the i-th, `folder.copy` brings parts of many.
 
     The sizes of all shards are compared at once, so that a missing or truncated one is found before anything runs.
 
@@ -77,11 +77,15 @@ class EpisodeFolder:
     def __getitem__(self, number: int) -> Episode:
         if not 0 <= number < len(self):
             raise IndexError(f"episode {number} of {len(self)}")
-        arrays = {}
+        self.content(number)
+        own, arrays = np.array([number]), {}
         for name, dtype in ARRAYS.items():
             count = int(self.actions[number]) + (name != "actions")
-            raw = np.empty(count * self._row_bytes[name], np.uint8)
-            self.copy(number, name, 0, count, 1, raw)
+            raw = np.empty((1, count * self._row_bytes[name]), np.uint8)
+            if name == "observations" and self.decoded:
+                self.decode(number, 0, count, 1, raw[0])
+            else:
+                self.copy(own, name, np.zeros(1, np.int64), count, 1, raw)
             shape = self.manifest.observation_shape if name == "observations" else (self.manifest.widths[name],)
             arrays[name] = raw.view(dtype).reshape(count, *shape)
         return Episode(**arrays)
@@ -95,39 +99,7 @@ class EpisodeFolder:
             content: dict[str, Any] = json.loads(file.read(size))
         return content
 
-    def copy(self, number: int, array: str, start: int, length: int, stride: int, out: NDArray[np.uint8]) -> None:
-        """Rows start, start + stride, ... of an episode's array.
-
-        Args:
-            number: of the episode.
-            array: one of `ARRAYS`.
-            start: the first row.
-            length: how many rows.
-            stride: rows from one to the next.
-            out: uint8 [bytes of these rows].
-
-        Raises:
-            DamagedEpisode: if the episode can't be read.
-        """
-        width = self._row_bytes[array]
-        if width == 0:
-            return
-        content, span = self.content(number), (length - 1) * stride + 1
-        base = int(self._bases[array][number])
-        if self.decoded and array == "observations":
-            member = content[base : base + int(self.rows[array]["bytes"][number])]
-            frames = out.reshape(length, *self.manifest.observation_shape)
-            try:
-                decode(member, range(start, start + span, stride), frames)
-            except ValueError as error:
-                raise self._damaged(number, f"{self._name(number)}.observations.jpgs: {error}") from error
-        elif stride == 1:
-            out[:] = content[base + start * width : base + (start + length) * width]
-        else:
-            rows = content[base + start * width : base + (start + span) * width].reshape(span, width)
-            out.reshape(length, width)[:] = rows[::stride]
-
-    def copy_rows(
+    def copy(
         self,
         numbers: NDArray[np.int64],
         array: str,
@@ -136,7 +108,16 @@ class EpisodeFolder:
         stride: int,
         out: NDArray[np.uint8],
     ) -> None:
-        """As `copy`, for episodes whose `content` was found good: numbers [B], starts [B] -> out uint8 [B, bytes]."""
+        """Rows start, start + stride, ... of an array of episodes whose `content` was found good.
+
+        Args:
+            numbers: [B], of the episodes.
+            array: one of `ARRAYS`; observations only if they need not be `decoded`.
+            starts: [B], the first row from each.
+            length: how many rows.
+            stride: rows from one to the next.
+            out: uint8 [B, bytes of these rows].
+        """
         width, opened = self._row_bytes[array], self._open
         if width == 0:
             return
@@ -151,6 +132,20 @@ class EpisodeFolder:
             size, strided = span * width, out.reshape(len(out), length, width)
             for row, (shard, first) in enumerate(zip(shards, firsts, strict=True)):
                 strided[row] = opened[shard][first : first + size].reshape(span, width)[::stride]
+
+    def decode(self, number: int, start: int, length: int, stride: int, out: NDArray[np.uint8]) -> None:
+        """Frames start, start + stride, ... of an episode whose pictures are `decoded`, into uint8 [bytes of these].
+
+        Raises:
+            DamagedEpisode: if the episode can't be read.
+        """
+        base, size, _ = self.rows["observations"][number].item()
+        member = self.content(number)[base : base + size]
+        frames = range(start, start + (length - 1) * stride + 1, stride)
+        try:
+            decode(member, frames, out.reshape(length, *self.manifest.observation_shape))
+        except ValueError as error:
+            raise self._damaged(number, f"{self._name(number)}.observations.jpgs: {error}") from error
 
     @property
     def decoded(self) -> bool:
@@ -216,10 +211,7 @@ class EpisodeFolder:
             ends = np.cumsum(sizes.ravel()).reshape(sizes.shape)
             starts = ends - sizes - (ends - sizes)[self._firsts, 0][self.shard_of][:, None]
             return dict(zip(ARRAYS, starts.T, strict=True))
-        bases = {name: self.rows[name]["offset"] + self.rows[name]["bytes"] - bytes_[name] for name in ARRAYS}
-        if self.encoding == "jpeg":
-            bases["observations"] = self.rows["observations"]["offset"].astype(np.int64)
-        return bases
+        return {name: self.rows[name]["offset"] + self.rows[name]["bytes"] - bytes_[name] for name in ARRAYS}
 
     def _map(self, shard: int, number: int) -> NDArray[np.uint8]:
         """A shard's bytes; `number` of the episode for which they are wanted."""

@@ -104,6 +104,17 @@ def pack(
     return Manifest.load(folder)
 
 
+def shard_sizes(episodes: int, episodes_per_shard: int) -> list[int]:
+    """How many episodes each shard holds: all alike but the last.
+
+    Raises:
+        ValueError: if one of the numbers is below 1.
+    """
+    if min(episodes, episodes_per_shard) < 1:
+        raise ValueError(f"episodes={episodes}, episodes_per_shard={episodes_per_shard}: give at least 1 of each")
+    return [min(episodes_per_shard, episodes - first) for first in range(0, episodes, episodes_per_shard)]
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_pipelines.commands import run, splits
 from data_pipelines.encodings import SUFFIXES, check
 from data_pipelines.episodes import EpisodeFolder
-from data_pipelines.pack import pack
+from data_pipelines.pack import pack, shard_sizes
 from data_pipelines.shards import Packed, write_shard
 from data_pipelines.store import Cache
 
@@ -27,7 +27,7 @@ def repack(given: argparse.Namespace) -> None:
             pack(
                 target,
                 partial(_make, episodes, target, encoding, each),
-                [min(each, len(episodes) - first) for first in range(0, len(episodes), each)],
+                shard_sizes(len(episodes), each),
                 {**manifest.configuration, "repacked": {"encoding": encoding, "episodes_per_shard": each}},
                 manifest.split,
                 encoding,

@@ -87,9 +87,9 @@ class WindowBatches:
         for window, level, arrays, starts in zip(windows, self.levels, raw, rows.starts, strict=True):
             for name, array in zip(_ARRAYS, arrays, strict=True):
                 if name == "actions":
-                    self.episodes.copy_rows(rows.episodes, name, starts, level.steps, 1, array)
+                    self.episodes.copy(rows.episodes, name, starts, level.steps, 1, array)
                 elif name != "observations" or not self.episodes.decoded:
-                    self.episodes.copy_rows(rows.episodes, name, starts, level.length, level.stride, array)
+                    self.episodes.copy(rows.episodes, name, starts, level.length, level.stride, array)
             window.times.numpy()[:] = starts[:, None] + np.arange(level.length) * level.stride
             window.mask.numpy()[:] = rows.mask
         return Skipped(skipped, last)
@@ -101,7 +101,7 @@ class WindowBatches:
         if self.episodes.decoded:
             for level, (observations, *_), starts in zip(self.levels, raw, rows.starts, strict=True):
                 start = int(starts[row])
-                self.episodes.copy(episode, "observations", start, level.length, level.stride, observations[row])
+                self.episodes.decode(episode, start, level.length, level.stride, observations[row])
 
     def _substitute(self, rows: Rows, row: int, raw: list[tuple[NDArray[np.uint8], ...]], problem: str) -> None:
         """Put another window into a row, found from the damaged one's number."""

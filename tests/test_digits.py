@@ -83,6 +83,8 @@ def test_the_command_packs_both_splits_and_repeats_itself(tmp_path: Path, monkey
     assert folder[0].observations.shape == (5, 1, 64, 64)
     assert folder[0].actions.shape == (4, 0)
     assert folder.manifest.truth_names[5:] == ("x_1", "y_1", "vx_1", "vy_1", "class_1")
+    with pytest.raises(SystemExit, match="error: episodes=5, episodes_per_shard=0: give at least 1 of each"):
+        run(tmp_path / "none", "--episodes-per-shard", "0")
     with pytest.raises(SystemExit, match="error: .*holds other data: seed is 0 there and 1 here"):
         run(tmp_path / "one", "--seed", "1")
 

@@ -61,7 +61,7 @@ def fit(
     settings: dict[str, Any] = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "devices": 1, **arguments}
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(**quiet, **settings, accelerator="cpu", callbacks=list(callbacks), default_root_dir=folder)
-    trainer.fit(model, data(root, steps_per_epoch=N, **(stream or {})), ckpt_path=resume, weights_only=False)
+    trainer.fit(model, data(root, steps_per_epoch=N, **(stream or {})), ckpt_path=resume, weights_only=True)
     return model
 
 

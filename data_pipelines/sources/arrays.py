@@ -19,7 +19,7 @@ from rich.progress import track
 from data_pipelines.commands import run, splits
 from data_pipelines.encodings import SUFFIXES
 from data_pipelines.episodes import EpisodeFolder
-from data_pipelines.pack import pack
+from data_pipelines.pack import pack, shard_sizes
 from data_pipelines.schema import ARRAYS, Episode
 from data_pipelines.shards import Packed, write_shard
 from data_pipelines.store import Cache
@@ -73,7 +73,7 @@ def into(given: argparse.Namespace) -> None:
         pack(
             given.root / split,
             partial(_make, given.root / split, files, each, given.encoding, given.channels_last),
-            [len(files[at : at + each]) for at in range(0, len(files), each)],
+            shard_sizes(len(files), each),
             {
                 "source": "arrays",
                 "files": [path.name for path in files],

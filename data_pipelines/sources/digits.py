@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.commands import run
-from data_pipelines.pack import pack
+from data_pipelines.pack import pack, shard_sizes
 from data_pipelines.schema import Episode, Manifest
 from data_pipelines.shards import Packed, write_shard
 
@@ -142,7 +142,7 @@ def digits(given: argparse.Namespace) -> dict[str, Manifest]:
     source, each = BouncingDigits(**settings), given.episodes_per_shard
     manifests = {}
     for split, total in (("train", given.train), ("val", given.val)):
-        counts = [min(each, total - first) for first in range(0, total, each)]
+        counts = shard_sizes(total, each)
         configuration = {**settings, "source": "bouncing digits", "episodes": total, "episodes_per_shard": each}
         manifests[split] = pack(
             given.root / split,

@@ -24,7 +24,7 @@ from PIL import Image
 
 from data_pipelines.commands import run
 from data_pipelines.encodings import SUFFIXES, check
-from data_pipelines.pack import pack
+from data_pipelines.pack import pack, shard_sizes
 from data_pipelines.schema import Episode
 from data_pipelines.shards import Packed, write_shard
 
@@ -179,7 +179,7 @@ def collect(given: argparse.Namespace) -> None:
     source, each = GymnasiumEpisodes(**settings), given.episodes_per_shard
     check(given.encoding, source.channels)
     for split, total in (("train", given.train), ("val", given.val)):
-        counts = [min(each, total - first) for first in range(0, total, each)]
+        counts = shard_sizes(total, each)
         configuration = {**settings, "source": "gymnasium", "episodes": total, "episodes_per_shard": each}
         pack(
             given.root / split,
