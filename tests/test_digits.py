@@ -20,8 +20,8 @@ from data_pipelines.sources.digits import BouncingDigits
 def test_digits_fly_straight_between_bounces_and_stay_inside(
     count: int, bounce: str, seed: int, fastest: float
 ) -> None:
-    source = BouncingDigits(count, 32, 1, 30, slowest=0.5, fastest=fastest, bounce=bounce, seed=seed)
-    for episode in source.episodes("train", 0, 3):
+    source = BouncingDigits(9, 1, count, 32, 1, 30, slowest=0.5, fastest=fastest, bounce=bounce, seed=seed)
+    for episode, _ in source.episodes("train", range(3)):
         truth = episode.truth.reshape(31, count, 5)
         corner, velocity = truth[..., :2] - 3.5, truth[..., 2:4]
         assert corner.min() >= -1e-4
@@ -39,9 +39,9 @@ def test_digits_fly_straight_between_bounces_and_stay_inside(
 
 
 def test_pictures_show_the_digits_where_the_truth_says() -> None:
-    source = BouncingDigits(1, 64, 2, 20)
+    source = BouncingDigits(steps=20)
     pictures, classes = digits._pictures("train")
-    for episode in source.episodes("train", 3, 4):
+    for episode, _ in source.episodes("train", range(3, 7)):
         for frame, truth in zip(episode.observations, episode.truth, strict=True):
             x, y = (truth[:2] - 7.5).round().astype(int)
             part = frame[0, y : y + 16 : 2, x : x + 16 : 2]
@@ -54,8 +54,8 @@ def test_random_bounces_have_many_futures_and_mirrored_ones_a_single_one() -> No
     """Angles before and after a bounce at the left border: a function of each other, or not."""
     spread = {}
     for bounce in ("mirror", "random"):
-        source = BouncingDigits(1, 32, 1, 60, slowest=2, fastest=2, bounce=bounce)
-        velocity = np.concatenate([episode.truth[:, 2:4] for episode in source.episodes("train", 0, 100)])
+        source = BouncingDigits(side=32, zoom=1, steps=60, slowest=2, fastest=2, bounce=bounce)
+        velocity = np.concatenate([episode.truth[:, 2:4] for episode, _ in source.episodes("train", range(100))])
         before, after = velocity[:-1], velocity[1:]
         bounced = (before[:, 0] < 0) & (after[:, 0] > 0) & (np.abs(before[:, 1] - after[:, 1]) < 3.9)
         spread[bounce] = np.median(np.abs(before[bounced, 1] - after[bounced, 1]))

@@ -8,20 +8,18 @@ width 0.
 from __future__ import annotations
 
 import argparse
-import glob
 import tempfile
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
 
 from data_pipelines.commands import run, splits
-from data_pipelines.encodings import SUFFIXES
 from data_pipelines.episodes import EpisodeFolder
-from data_pipelines.pack import pack, shard_sizes
-from data_pipelines.schema import ARRAYS, Episode
-from data_pipelines.shards import Packed, write_shard
+from data_pipelines.schema import ARRAYS, Episode, Manifest
+from data_pipelines.source import SPLITS, add_options, files_of, pack_given
 from data_pipelines.store import Cache
 
 
@@ -51,41 +49,52 @@ def load(path: Path, channels_last: bool = False) -> Episode:
     return Episode(frames, *(found[name].astype(ARRAYS[name]) for name in ARRAYS if name != "observations"))
 
 
-def _make(folder: Path, files: list[Path], each: int, encoding: str, channels_last: bool, number: int) -> Packed:
-    own = files[number * each : (number + 1) * each]
-    return write_shard(folder, number, ((load(path, channels_last), {"file": path.name}) for path in own), encoding)
+class ArrayFiles:
+    """Episodes in `.npz` files.
+
+    Args:
+        patterns: of the files of each split.
+        channels_last: observations are [T + 1, H, W, C].
+        energy_names: of the columns; by default numbered.
+        truth_names: of the columns; by default numbered.
+
+    Raises:
+        ValueError: if there are no files for a split, or the first can't be read.
+    """
+
+    def __init__(
+        self,
+        patterns: dict[str, str],
+        channels_last: bool = False,
+        energy_names: Sequence[str] | None = None,
+        truth_names: Sequence[str] | None = None,
+    ) -> None:
+        self.files = {split: files_of(split, patterns[split]) for split in SPLITS}
+        self.channels_last = channels_last
+        first = load(self.files["train"][0], channels_last)
+        self.energy_names = _names("energy", energy_names, first.energies.shape[1])
+        self.truth_names = _names("truth", truth_names, first.truth.shape[1])
+        files = {split: [path.name for path in paths] for split, paths in self.files.items()}
+        self.settings = {"source": "arrays", "files": files}
+
+    def count(self, split: str) -> int:
+        """How many episodes a split has."""
+        return len(self.files[split])
+
+    def episodes(self, split: str, numbers: range) -> Iterator[tuple[Episode, dict[str, Any]]]:
+        """The episodes of these numbers."""
+        for path in self.files[split][numbers.start : numbers.stop]:
+            yield load(path, self.channels_last), {"file": path.name}
 
 
-def into(given: argparse.Namespace) -> None:
+def _names(what: str, given: Sequence[str] | None, width: int) -> tuple[str, ...]:
+    return tuple(given) if given else tuple(f"{what}_{column}" for column in range(width))
+
+
+def into(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack `.npz` files."""
-    for split, pattern in (("train", given.train), ("val", given.val)):
-        files = sorted(map(Path, glob.glob(pattern, recursive=True)))
-        if not files:
-            raise ValueError(f"--{split} {pattern}: no such files")
-        first, each = load(files[0], given.channels_last), given.episodes_per_shard
-        names = {
-            what: given_names or [f"{what}_{column}" for column in range(width)]
-            for what, given_names, width in (
-                ("energy", given.energy_names, first.energies.shape[1]),
-                ("truth", given.truth_names, first.truth.shape[1]),
-            )
-        }
-        pack(
-            given.root / split,
-            partial(_make, given.root / split, files, each, given.encoding, given.channels_last),
-            shard_sizes(len(files), each),
-            {
-                "source": "arrays",
-                "files": [path.name for path in files],
-                "episodes_per_shard": each,
-                "encoding": given.encoding,
-            },
-            split,
-            given.encoding,
-            names["energy"],
-            names["truth"],
-            given.workers,
-        )
+    patterns = {split: getattr(given, split) for split in SPLITS}
+    return pack_given(ArrayFiles(patterns, given.channels_last, given.energy_names, given.truth_names), given)
 
 
 def back(given: argparse.Namespace) -> None:
@@ -112,15 +121,12 @@ def main() -> None:
     ways = parser.add_subparsers(required=True)
     way = ways.add_parser("pack", help="one .npz file for each episode -> shards", formatter_class=show)
     way.set_defaults(command=into)
-    way.add_argument("root", type=Path, help="the folder to write; an interrupted run goes on there")
+    add_options(way)
     way.add_argument("--train", required=True, metavar="PATTERN", help="files to train on, such as 'mine/train/*.npz'")
     way.add_argument("--val", required=True, metavar="PATTERN", help="files to validate on")
     way.add_argument("--channels-last", action="store_true", help="observations are [T + 1, H, W, C]")
     way.add_argument("--energy-names", nargs="*", metavar="NAME", help="of the columns")
     way.add_argument("--truth-names", nargs="*", metavar="NAME", help="of the columns")
-    way.add_argument("--encoding", choices=list(SUFFIXES), default="raw", help="of the pictures")
-    way.add_argument("--episodes-per-shard", type=int, default=100, metavar="N", help="episodes in a tar file")
-    way.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 for this one")
     way = ways.add_parser("export", help="shards -> one .npz file for each episode", formatter_class=show)
     way.set_defaults(command=back)
     way.add_argument("root", type=Path, help="the data set to read")

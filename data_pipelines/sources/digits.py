@@ -3,31 +3,32 @@
 `python -m data_pipelines.sources.digits data/digits --bounce random`. A digit flies straight on; at a border its
 velocity is mirrored, or, with random bounces, turned to any direction that leads away from the border: several futures
 of equal right. Where digits overlap, the brighter pixel shows.
-Legend: E episodes of a shard, D digits, T steps.
+Legend: D digits, T steps.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.commands import run
-from data_pipelines.pack import pack, shard_sizes
 from data_pipelines.schema import Episode, Manifest
-from data_pipelines.shards import Packed, write_shard
+from data_pipelines.source import add_options, chance_of, pack_given
 
 HELD_OUT = 5  # every fifth of the library's pictures is for validation alone
 
 
 class BouncingDigits:
-    """Episodes of flying digits, each shard a function of (seed, split, its number).
+    """Episodes of flying digits, each a function of (seed, split, its number).
 
     Args:
+        train: episodes to train on.
+        val: episodes of digits held out.
         digits: D, how many fly in each episode.
         side: pixels along each side of a picture.
         zoom: pixels of the picture for each of the digits' 8 x 8.
@@ -43,6 +44,8 @@ class BouncingDigits:
 
     def __init__(
         self,
+        train: int = 2000,
+        val: int = 200,
         digits: int = 1,
         side: int = 64,
         zoom: int = 2,
@@ -60,35 +63,37 @@ class BouncingDigits:
                 "at least one digit, zoom and step, and speeds above 0 that are less than the room of a digit, side - "
                 f"8 zoom = {side - 8 * zoom}"
             )
+        self.counts = {"train": train, "val": val}
         self.digits, self.side, self.zoom, self.steps = digits, side, zoom, steps
         self.slowest, self.fastest, self.bounce, self.seed = slowest, fastest, bounce, seed
+        names = ("digits", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
+        self.settings = {"source": "bouncing digits", **{name: getattr(self, name) for name in names}}
+        # For each digit: its centre and velocity, pixels and pixels a step, and which digit it is.
+        self.truth_names = tuple(f"{what}_{d}" for d in range(digits) for what in ("x", "y", "vx", "vy", "class"))
+        self.energy_names = ()
 
-    @property
-    def truth_names(self) -> tuple[str, ...]:
-        """For each digit: x and y of its centre and its velocity, pixels and pixels a step, and which digit it is."""
-        return tuple(f"{what}_{d}" for d in range(self.digits) for what in ("x", "y", "vx", "vy", "class"))
+    def count(self, split: str) -> int:
+        """How many episodes a split has."""
+        return self.counts[split]
 
-    def episodes(self, split: str, number: int, count: int) -> list[Episode]:
-        """The episodes of the shard of a number."""
-        entropy = hashlib.sha256(f"{self.seed}/{split}/{number}".encode()).digest()
-        chance = np.random.default_rng(int.from_bytes(entropy[:8]))
+    def episodes(self, split: str, numbers: range) -> Iterator[tuple[Episode, dict[str, Any]]]:
+        """The episodes of these numbers."""
         pictures, classes = _pictures(split)
-        chosen = chance.integers(len(pictures), size=(count, self.digits))
-        places, velocities = self._fly(chance, count)
-        sprites = pictures[chosen].repeat(self.zoom, -1).repeat(self.zoom, -2)
-        kinds = np.broadcast_to(classes[chosen][:, None], places.shape[:3])[..., None]
-        truth = np.concatenate([places + 4 * self.zoom - 0.5, velocities, kinds], -1).astype(np.float32)
-        frames = self._draw(sprites, places)
         nothing = np.empty((self.steps + 1, 0), np.float32)
-        return [
-            Episode(frames[e], nothing[1:], nothing, nothing, truth[e].reshape(self.steps + 1, -1))
-            for e in range(count)
-        ]
+        for number in numbers:
+            chance = chance_of(self.seed, split, number)
+            chosen = chance.integers(len(pictures), size=self.digits)
+            places, velocities = self._fly(chance)
+            sprites = pictures[chosen].repeat(self.zoom, -1).repeat(self.zoom, -2)
+            kinds = np.broadcast_to(classes[chosen], places.shape[:2])[..., None]
+            truth = np.concatenate([places + 4 * self.zoom - 0.5, velocities, kinds], -1).astype(np.float32)
+            frames, seen = self._draw(sprites, places), truth.reshape(self.steps + 1, -1)
+            meta = {"source": "bouncing digits", "stream": "passive observation", "seed": self.seed}
+            yield Episode(frames, nothing[1:], nothing, nothing, seen), meta
 
-    def _fly(self, chance: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Upper left corners and velocities (x, y): [E, T + 1, D, 2] each."""
-        room = self.side - 8 * self.zoom
-        shape = (count, self.digits)
+    def _fly(self, chance: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Upper left corners and velocities (x, y): [T + 1, D, 2] each."""
+        room, shape = self.side - 8 * self.zoom, (self.digits,)
         angle, speed = chance.uniform(0, 2 * np.pi, shape), chance.uniform(self.slowest, self.fastest, shape)
         place = chance.uniform(0, room, (*shape, 2))
         velocity = speed[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -105,16 +110,16 @@ class BouncingDigits:
             velocity = np.where(low, np.abs(velocity), np.where(high, -np.abs(velocity), velocity))
             places.append(place)
             velocities.append(velocity)
-        return np.stack(places, 1), np.stack(velocities, 1)
+        return np.stack(places), np.stack(velocities)
 
     def _draw(self, sprites: NDArray[np.uint8], places: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Sprites [E, D, h, h] at places [E, T + 1, D, 2] -> frames [E, T + 1, 1, side, side], to the nearest pixel."""
-        frames = np.zeros((*places.shape[:2], 1, self.side, self.side), np.uint8)
+        """Sprites [D, h, h] at places [T + 1, D, 2] -> frames [T + 1, 1, side, side], to the nearest pixel."""
+        frames = np.zeros((len(places), 1, self.side, self.side), np.uint8)
         corners, size = places.round().astype(int), sprites.shape[-1]
-        for e, t, d in np.ndindex(places.shape[:3]):
-            x, y = corners[e, t, d]
-            part = frames[e, t, 0, y : y + size, x : x + size]
-            np.maximum(part, sprites[e, d], out=part)
+        for t, d in np.ndindex(places.shape[:2]):
+            x, y = corners[t, d]
+            part = frames[t, 0, y : y + size, x : x + size]
+            np.maximum(part, sprites[d], out=part)
         return frames
 
 
@@ -129,32 +134,10 @@ def _pictures(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return (found.images[kept] * (255 / 16)).round().astype(np.uint8), found.target[kept].astype(np.int64)
 
 
-def _make(source: BouncingDigits, folder: Path, counts: list[int], encoding: str, number: int) -> Packed:
-    meta = {"source": "bouncing digits", "stream": "passive observation", "seed": source.seed}
-    episodes = source.episodes(folder.name, number, counts[number])
-    return write_shard(folder, number, ((episode, meta) for episode in episodes), encoding)
-
-
 def digits(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack both splits."""
-    names = ("digits", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
-    settings = {name: getattr(given, name) for name in names}
-    source, each = BouncingDigits(**settings), given.episodes_per_shard
-    manifests = {}
-    for split, total in (("train", given.train), ("val", given.val)):
-        counts = shard_sizes(total, each)
-        configuration = {**settings, "source": "bouncing digits", "episodes": total, "episodes_per_shard": each}
-        manifests[split] = pack(
-            given.root / split,
-            partial(_make, source, given.root / split, counts, given.encoding),
-            counts,
-            {**configuration, "encoding": given.encoding},
-            split,
-            given.encoding,
-            truth_names=source.truth_names,
-            workers=given.workers,
-        )
-    return manifests
+    names = ("train", "val", "digits", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
+    return pack_given(BouncingDigits(**{name: getattr(given, name) for name in names}), given)
 
 
 def main() -> None:
@@ -163,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.sources.digits", description="Bouncing digits into shards.", formatter_class=show
     )
-    parser.add_argument("root", type=Path, help="the folder to write; an interrupted run goes on there")
+    add_options(parser)
     parser.add_argument("--train", type=int, default=2000, metavar="N", help="episodes to train on")
     parser.add_argument("--val", type=int, default=200, metavar="N", help="episodes of digits held out")
     parser.add_argument("--digits", type=int, default=1, metavar="N", help="digits in an episode")
@@ -174,9 +157,6 @@ def main() -> None:
     parser.add_argument("--fastest", type=float, default=4.0, metavar="PIXELS", help="a step")
     parser.add_argument("--bounce", choices=["mirror", "random"], default="mirror", help="at a border")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything")
-    parser.add_argument("--encoding", choices=["raw", "zstd", "jpeg"], default="raw", help="of the pictures")
-    parser.add_argument("--episodes-per-shard", type=int, default=200, metavar="N", help="episodes in a tar file")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 for this one")
     run(digits, parser)
 
 

@@ -2,18 +2,15 @@
 
 Pictures are the observation where that is a uint8 image, else what `render()` gives ("rgb_array"), scaled to squares of
 `side` pixels. Any other observation becomes the truth. Actions are numbers: those of a Box flattened, a Discrete one as
-one-hot. Each shard is a function of (seed, split, its number) as far as the environment is one of its seed.
+one-hot. Each episode is a function of (seed, split, its number) as far as the environment is one of its seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import json
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -23,10 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipelines.commands import run
-from data_pipelines.encodings import SUFFIXES, check
-from data_pipelines.pack import pack, shard_sizes
-from data_pipelines.schema import Episode
-from data_pipelines.shards import Packed, write_shard
+from data_pipelines.encodings import check
+from data_pipelines.schema import Episode, Manifest
+from data_pipelines.source import add_options, chance_of, pack_given
 
 Policy = Callable[[Any, np.random.Generator], Any]  # observation, chance -> action of the environment
 
@@ -37,6 +33,8 @@ class GymnasiumEpisodes:
     Args:
         env_id: its id; "module:Id" imports the module that registers it.
         arguments: of `gymnasium.make`.
+        train: episodes to train on.
+        val: episodes to validate on.
         policy: "random", "smooth" (a Box's actions change slowly), or "module:name" of a function that takes the action
             space and returns a policy.
         steps: most of an episode; it also ends where the environment ends it.
@@ -48,10 +46,22 @@ class GymnasiumEpisodes:
     """
 
     def __init__(
-        self, env_id: str, arguments: dict[str, Any], policy: str, steps: int = 100, side: int = 64, seed: int = 0
+        self,
+        env_id: str,
+        arguments: dict[str, Any],
+        train: int = 1000,
+        val: int = 100,
+        policy: str = "random",
+        steps: int = 100,
+        side: int = 64,
+        seed: int = 0,
     ) -> None:
+        self.counts = {"train": train, "val": val}
         self.env_id, self.arguments, self.policy = env_id, dict(arguments), policy
         self.steps, self.side, self.seed = steps, side, seed
+        names = ("env_id", "arguments", "policy", "steps", "side", "seed")
+        self.settings = {"source": "gymnasium", **{name: getattr(self, name) for name in names}}
+        self.energy_names = ()
         if steps < 1 or side < 1:
             raise ValueError(f"steps={steps}, side={side}: give at least 1")
         env = self._make()
@@ -69,13 +79,17 @@ class GymnasiumEpisodes:
         finally:
             env.close()
 
-    def episodes(self, split: str, number: int, count: int) -> list[Episode]:
-        """The episodes of the shard of a number."""
-        entropy = hashlib.sha256(f"{self.seed}/{split}/{number}".encode()).digest()
-        chance = np.random.default_rng(int.from_bytes(entropy[:8]))
+    def count(self, split: str) -> int:
+        """How many episodes a split has."""
+        return self.counts[split]
+
+    def episodes(self, split: str, numbers: range) -> Iterator[tuple[Episode, dict[str, Any]]]:
+        """The episodes of these numbers."""
+        meta = {"world": self.env_id, "policy": self.policy, "seed": self.seed, "stream": "agency"}
         env = self._make()
         try:
-            return [self._episode(env, self._policy(env), chance) for _ in range(count)]
+            for number in numbers:
+                yield self._episode(env, self._policy(env), chance_of(self.seed, split, number)), meta
         finally:
             env.close()
 
@@ -167,30 +181,12 @@ def _is_picture(space: gymnasium.Space[Any]) -> bool:
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 
-def _shard(source: GymnasiumEpisodes, folder: Path, counts: list[int], encoding: str, number: int) -> Packed:
-    meta = {"world": source.env_id, "policy": source.policy, "seed": source.seed, "stream": "agency"}
-    episodes = source.episodes(folder.name, number, counts[number])
-    return write_shard(folder, number, ((episode, meta) for episode in episodes), encoding)
-
-
-def collect(given: argparse.Namespace) -> None:
+def collect(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack both splits."""
-    settings = {name: getattr(given, name) for name in ("env_id", "arguments", "policy", "steps", "side", "seed")}
-    source, each = GymnasiumEpisodes(**settings), given.episodes_per_shard
+    names = ("env_id", "arguments", "train", "val", "policy", "steps", "side", "seed")
+    source = GymnasiumEpisodes(**{name: getattr(given, name) for name in names})
     check(given.encoding, source.channels)
-    for split, total in (("train", given.train), ("val", given.val)):
-        counts = shard_sizes(total, each)
-        configuration = {**settings, "source": "gymnasium", "episodes": total, "episodes_per_shard": each}
-        pack(
-            given.root / split,
-            partial(_shard, source, given.root / split, counts, given.encoding),
-            counts,
-            {**configuration, "encoding": given.encoding},
-            split,
-            given.encoding,
-            truth_names=source.truth_names,
-            workers=given.workers,
-        )
+    return pack_given(source, given)
 
 
 def main() -> None:
@@ -202,7 +198,7 @@ def main() -> None:
         formatter_class=show,
     )
     parser.add_argument("env_id", help="the environment's id; module:Id imports the module that registers it")
-    parser.add_argument("root", type=Path, help="the folder to write; an interrupted run goes on there")
+    add_options(parser)
     parser.add_argument("--arguments", type=json.loads, default={}, metavar="JSON", help="of gymnasium.make")
     parser.add_argument("--policy", default="random", help="random, smooth, or module:name of your own")
     parser.add_argument("--train", type=int, default=1000, metavar="N", help="episodes to train on")
@@ -210,9 +206,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="most of an episode")
     parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="of a picture")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of environment and policy")
-    parser.add_argument("--encoding", choices=list(SUFFIXES), default="raw", help="of the pictures")
-    parser.add_argument("--episodes-per-shard", type=int, default=100, metavar="N", help="episodes in a tar file")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 for this one")
     run(collect, parser)
 
 
