@@ -18,7 +18,8 @@ from data_pipelines.episodes import EpisodeFolder
 from data_pipelines.plan import EveryWindow, Level, ShuffledWindows
 from data_pipelines.schema import Manifest
 from data_pipelines.store import Store
-from data_pipelines.stream import Batches, WindowBatches
+from data_pipelines.stream import Batches
+from data_pipelines.windows import WindowBatches
 
 
 class EpisodeData(L.LightningDataModule):
@@ -183,7 +184,6 @@ class EpisodeData(L.LightningDataModule):
         windows = WindowBatches(episodes, plan, self.levels, self.on_damage == "skip")
         self.stream = Batches(
             windows,
-            self.batch_size,
             steps,
             self.workers,
             start,
@@ -198,9 +198,7 @@ class EpisodeData(L.LightningDataModule):
         episodes = self.val_episodes
         plan = EveryWindow(episodes.actions, self.levels, self.batch_size, self.val_windows_per_episode, rank, ranks)
         windows = WindowBatches(episodes, plan, self.levels)
-        self._validation = Batches(
-            windows, self.batch_size, len(plan), self.workers, repeat=True, start_method=self.start_method
-        )
+        self._validation = Batches(windows, len(plan), self.workers, repeat=True, start_method=self.start_method)
         return self._validation
 
     def teardown(self, stage: str) -> None:

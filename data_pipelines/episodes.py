@@ -147,6 +147,10 @@ class EpisodeFolder:
         except ValueError as error:
             raise self._damaged(number, f"{self._name(number)}.observations.jpgs: {error}") from error
 
+    def ready(self, numbers: NDArray[np.int64]) -> bool:
+        """Whether all of these episodes are known to be good, and can be copied as they are."""
+        return not self.decoded and bool(self._checked[numbers].all())
+
     @property
     def decoded(self) -> bool:
         """Whether pictures are decoded, not copied."""

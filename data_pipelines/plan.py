@@ -46,6 +46,7 @@ class Plan(Protocol):
     """The rows of each batch."""
 
     total: int  # number of windows
+    batch_size: int  # rows for each rank
 
     def __call__(self, batch: int) -> Rows:
         """The rows of the batch of this number, counted over all epochs."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
 import numpy as np
+import psutil
 import pytest
 import torch
 from clocks import COARSE, DENSE, STEPS, UNEVEN, data, exactly, fingerprint, taken, write
@@ -65,11 +65,44 @@ def test_workers_change_neither_order_nor_length(root: Path, workers: int, metho
     assert fingerprint(validated) == fingerprint(data(root).val_dataloader())
 
 
-def test_batches_from_workers_stay_as_they_are_while_others_come(root: Path) -> None:
-    """The ring's slots are used again, what was handed out is not."""
-    kept = list(data(root, workers=1, steps_per_epoch=30).train_dataloader())
-    assert all(one[0].observations.data_ptr() != two[0].observations.data_ptr() for one, two in pairwise(kept))
-    assert fingerprint(kept) == fingerprint(data(root, steps_per_epoch=30).train_dataloader())
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_kept_of_a_batch_stays_as_it_is_while_others_come(root: Path, workers: int) -> None:
+    """Memory is used again, but not while any tensor lies in it."""
+    expected = list(data(root, steps_per_epoch=30).train_dataloader())
+    kept = list(data(root, workers=workers, steps_per_epoch=30).train_dataloader())
+    assert len({batch[0].observations.data_ptr() for batch in kept}) == 30
+    assert fingerprint(kept) == fingerprint(expected)
+    parts = [
+        (
+            batch[0].observations[3].float().requires_grad_() if number % 2 else batch[1].observations[3:5],
+            batch[1].truth,
+        )
+        for number, batch in enumerate(data(root, workers=workers, steps_per_epoch=30).train_dataloader())
+    ]
+    for number, (pictures, truth) in enumerate(parts):
+        window = expected[number]
+        assert torch.equal(pictures.detach(), window[0].observations[3] if number % 2 else window[1].observations[3:5])
+        assert torch.equal(truth, window[1].truth)
+
+
+@pytest.mark.parametrize(("workers", "most"), [(0, 2), (1, 5)])
+def test_memory_of_batches_that_nobody_keeps_is_used_again(root: Path, workers: int, most: int) -> None:
+    batches = data(root, workers=workers, steps_per_epoch=100).train_dataloader()
+    assert len({batch[0].observations.data_ptr() for batch in batches}) <= most
+
+
+def test_the_memory_of_workers_does_not_grow(root: Path) -> None:
+    others = set(psutil.Process().children())
+    batches = data(root, workers=2, steps_per_epoch=50).train_dataloader()
+    grown = []
+    for epoch in range(10):
+        for _ in batches:
+            pass
+        if epoch in (1, 9):
+            workers = set(psutil.Process().children()) - others
+            grown.append(sum(worker.memory_info().rss for worker in workers))
+    batches.close()
+    assert grown[1] - grown[0] < 2**19  # a fifth of what was cut in between
 
 
 def test_a_walk_that_was_left_early_is_forgotten_by_workers(root: Path) -> None:
