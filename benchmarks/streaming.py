@@ -1,136 +1,105 @@
-"""Windows a second of this stream, of a flat memory-mapped array and of the webdataset library, side by side.
+"""Windows a second: this stream, a flat memory-mapped array and three libraries, side by side.
 
-`python benchmarks/streaming.py` makes its own episodes (64 x 64 x 3 pictures with noise), warms the page cache and lets
-all contenders run in one process, in rounds of random order. What counts are the medians of the ratios within a round:
-the rates themselves are those of one machine on one day. Each window has 16 frames at stride 1 with its actions; a
-batch has 32.
+`python -m benchmarks.streaming` makes its own episodes (100 frames of 64 x 64 x 3 with sensor noise), keeps them in the
+page cache, and measures all in one process, in rounds of random order: what counts are ratios within a round, as rates
+are those of one machine at one moment. A window has 16 frames and their actions, a batch 32 windows.
+
+LitData and MosaicML Streaming are not among the template's packages; docs/data.md says how to add them. Without them
+their rows are left out, and no results file is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from rich.table import Table
 
-from data_pipelines.datamodule import EpisodeData
-from data_pipelines.pack import pack
-from data_pipelines.schema import Episode
+from benchmarks import contenders
+from benchmarks.contenders import BATCH, SHAPE, STEPS, Batches, episode
+from data_pipelines.encodings import SUFFIXES
+from data_pipelines.pack import pack, shard_sizes
+from data_pipelines.plan import Level, ShuffledWindows
 from data_pipelines.shards import Packed, write_shard
-from data_pipelines.store import Store
+from lightning_jepa.evaluation.provenance import git_sha, machine, today
+from lightning_jepa.evaluation.results import Figure, Results, Rows, save
 
-STEPS, SHAPE, LENGTH, BATCH = 99, (3, 64, 64), 16, 32
+CEILING = "flat arrays"
+LIBRARIES = {"webdataset": "webdataset", "litdata": "litdata", "mosaicml": "streaming"}  # and their modules
+MANY, FEW = 1000, 10  # shards
+TARGETS = {
+    "ratio_to_ceiling": ("raw, in process, to the flat arrays", 0.85),
+    "ratio_to_ceiling_2_workers": ("raw, 2 workers, to the flat arrays in process", 0.7),
+    "ratio_to_webdataset": ("raw, in process, to webdataset", 1),
+    "ratio_to_litdata": ("raw, in process, to LitData", 1),
+    "ratio_to_mosaicml": ("raw, in process, to MosaicML Streaming", 1),
+    "least_ratio_to_a_library": ("least of all to a library at the same encoding and workers", 1),
+    "ratio_1000_shards_to_10": ("1,000 shards to 10", 0.95),
+}
 
-Contender = Callable[[], Iterator[object]]  # batches without end
-
-
-def episode(number: int) -> Episode:
-    """A disc that moves over a texture, with sensor noise of 3 grey levels."""
-    chance = np.random.default_rng(number)
-    y, x = np.mgrid[:64, :64]
-    texture = 60 + 40 * np.sin(x / chance.uniform(3, 9)) + 40 * np.cos(y / chance.uniform(3, 9))
-    frames = np.empty((STEPS + 1, *SHAPE), np.uint8)
-    place, velocity = chance.uniform(16, 48, 2), chance.uniform(-1, 1, 2)
-    for t in range(STEPS + 1):
-        place = (place + velocity) % 64
-        disc = (x - place[0]) ** 2 + (y - place[1]) ** 2 < 64
-        clean = np.where(disc, 220, texture)
-        frames[t] = np.clip(clean + chance.normal(0, 3, SHAPE), 0, 255)
-    actions = np.tile(velocity, (STEPS, 1)).astype(np.float32)
-    nothing = np.empty((STEPS + 1, 0), np.float32)
-    return Episode(frames, actions, nothing, nothing, nothing)
+Rates = dict[str, list[float]]  # windows a second in each round
 
 
-def make(folder: Path, each: int, encoding: str, number: int) -> Packed:
-    """Write one shard."""
-    return write_shard(folder, number, ((episode(number * each + i), {}) for i in range(each)), encoding)
+def _make(folder: Path, each: int, encoding: str, total: int, number: int) -> Packed:
+    numbers = range(number * each, min((number + 1) * each, total))
+    return write_shard(folder, number, ((episode(one % 100), {}) for one in numbers), encoding)
 
 
-class Flat(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The ceiling: item n is a batch gathered from flat arrays, as fast as memory gives it."""
-
-    def __init__(self, folder: Path, episodes: int) -> None:
-        rows = episodes * (STEPS + 1)
-        self.frames = np.asarray(np.memmap(folder / "frames.bin", np.uint8, "r", shape=(rows, *SHAPE)))
-        self.actions = np.asarray(np.memmap(folder / "actions.bin", np.float32, "r", shape=(rows, 2)))
-        self.episodes = episodes
-
-    @staticmethod
-    def write(folder: Path, episodes: int) -> None:
-        """The same episodes, one after the other."""
-        rows = episodes * (STEPS + 1)
-        frames = np.memmap(folder / "frames.bin", np.uint8, "w+", shape=(rows, *SHAPE))
-        actions = np.memmap(folder / "actions.bin", np.float32, "w+", shape=(rows, 2))
-        for number in range(episodes):
-            one, first = episode(number), number * (STEPS + 1)
-            frames[first : first + STEPS + 1], actions[first : first + STEPS] = one.observations, one.actions
-
-    def __len__(self) -> int:
-        return 1 << 40
-
-    def __getitem__(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chance = np.random.default_rng(batch)
-        starts = chance.integers(self.episodes, size=BATCH) * (STEPS + 1) + chance.integers(
-            STEPS + 2 - LENGTH, size=BATCH
-        )
-        frames = torch.empty((BATCH, LENGTH, *SHAPE), dtype=torch.uint8)
-        actions = torch.empty((BATCH, LENGTH - 1, 2))
-        into, led = frames.numpy(), actions.numpy()
-        for row, start in enumerate(starts.tolist()):
-            into[row] = self.frames[start : start + LENGTH]
-            led[row] = self.actions[start : start + LENGTH - 1]
-        return frames, actions
+def shards(root: Path, episodes: int, each: int, encoding: str = "raw") -> Path:
+    """A data set of this project with `each` episodes in a shard; what is there already stays."""
+    folder = root / "train"
+    what = {"episodes": episodes, "each": each}
+    pack(folder, partial(_make, folder, each, encoding, episodes), shard_sizes(episodes, each), what, "train", encoding)
+    return root
 
 
-def flat(folder: Path, episodes: int, workers: int) -> Iterator[object]:
-    """Batches of the flat arrays."""
-    loader = DataLoader(Flat(folder, episodes), batch_size=None, sampler=iter(range(1 << 40)), num_workers=workers)
-    return iter(loader)
+def made(folder: Path, episodes: int, libraries: list[str]) -> dict[str, int]:
+    """Make what is missing of the data; the bytes of each store."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / "whole"
+    if not whole.exists():
+        contenders.Flat.write(folder, episodes)
+        for name in libraries:
+            if name != "webdataset":  # it reads this project's shards
+                for encoding in track(list(SUFFIXES), f"packing for {name}"):
+                    getattr(contenders, f"write_{name}")(folder / f"{name}_{encoding}", encoding, episodes)
+    for encoding in SUFFIXES:
+        shards(folder / f"ours_{encoding}", episodes, 20, encoding)
+    whole.touch()
+    stores = [path for path in folder.iterdir() if path.is_dir() and path.name != "cache"]
+    sizes = {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in stores}
+    return {CEILING: sum((folder / f"{name}.bin").stat().st_size for name in ("frames", "actions")), **sizes}
 
 
-def ours(root: Path, cache: Path, workers: int) -> Iterator[object]:
-    """Batches of this stream."""
-    levels = [{"length": LENGTH, "stride": 1}]
-    data = EpisodeData(str(root), levels, Store(str(cache)), BATCH, steps_per_epoch=1 << 20, workers=workers)
-    return iter(data.train_dataloader())
+def all_of(folder: Path, episodes: int, libraries: list[str], workers: int) -> dict[str, Callable[[], Batches]]:
+    """Every way to read with so many workers; the first is the ceiling, always in process."""
+    ways: dict[str, Callable[[], Batches]] = {CEILING: partial(contenders.flat, folder, episodes, 0)}
+    if workers:
+        ways[f"{CEILING}, workers"] = partial(contenders.flat, folder, episodes, workers)
+    for encoding in SUFFIXES:
+        name = f"ours_{encoding}"
+        ways[name] = partial(contenders.ours, folder / name, folder / "cache", workers)
+        for other in libraries:
+            root = folder / (name if other == "webdataset" else f"{other}_{encoding}")
+            for each in (1, 8):
+                samples = partial(getattr(contenders, other), root, encoding)
+                ways[f"{other}_{encoding}_{each}"] = partial(contenders.library, samples, encoding, each, workers)
+    return ways
 
 
-def library(root: Path, windows: int, workers: int) -> Iterator[object]:
-    """Batches of the webdataset library: shards in random order, some windows cut from each episode that it reads."""
-    import webdataset as wds
-
-    def cut(samples: Iterator[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for sample in samples:
-            frames, actions = sample["observations.npy"], sample["actions.npy"]
-            for _ in range(windows):
-                start = random.randrange(STEPS + 2 - LENGTH)
-                yield (
-                    torch.from_numpy(frames[start : start + LENGTH].copy()),
-                    torch.from_numpy(actions[start : start + LENGTH - 1].copy()),
-                )
-
-    urls = sorted(map(str, (root / "train").glob("*.tar")))
-    data = wds.WebDataset(urls, resampled=True, shardshuffle=False, empty_check=False).decode()
-    stream = data.compose(cut).shuffle(100).batched(BATCH, collation_fn=_stacked)
-    return iter(wds.WebLoader(stream, batch_size=None, num_workers=workers))
-
-
-def _stacked(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
-    return tuple(map(torch.stack, zip(*samples, strict=True)))
-
-
-def rate(batches: Iterator[object], seconds: float) -> float:
+def rate(batches: Batches, seconds: float) -> float:
     """Windows a second."""
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -139,48 +108,144 @@ def rate(batches: Iterator[object], seconds: float) -> float:
     return count * BATCH / (time.perf_counter() - began)
 
 
+def measure(ways: dict[str, Callable[[], Batches]], rounds: int, seconds: float, what: str) -> Rates:
+    """Windows a second of every way in each round."""
+    running = {}
+    for name, start in track(list(ways.items()), f"warming {what}", auto_refresh=False):
+        running[name] = start()
+        rate(running[name], 2 * seconds)  # shards are mapped and compared with their hashes, processes are up
+    rates: Rates = {name: [] for name in ways}
+    order = list(chain.from_iterable(random.sample(list(ways), len(ways)) for _ in range(rounds)))
+    for name in track(order, f"measuring {what}", auto_refresh=False):
+        rates[name].append(rate(running[name], seconds))
+    return rates
+
+
+def figure(values: list[float]) -> Figure:
+    """The median of the rounds; its interval is from the least to the largest of them."""
+    return Figure(statistics.median(values), min(values), max(values), len(values))
+
+
+def ratio(over: list[float], under: list[float]) -> Figure:
+    """The median of the ratios within each round."""
+    return figure([a / b for a, b in zip(over, under, strict=True)])
+
+
+def plan_milliseconds(windows: int, steps: int = 100) -> float:
+    """What it takes to plan one batch of this many windows, and to find a batch far away."""
+    episodes = windows // steps
+    plan = ShuffledWindows(np.full(episodes, steps), np.arange(episodes) // 100, [Level(2, 1)], BATCH, seed=0)
+    plan(0)
+    began = time.perf_counter()
+    for batch in range(1000):
+        plan(batch * 997)
+    return time.perf_counter() - began
+
+
+def ratios(rates: dict[int, Rates], libraries: list[str]) -> Rows:
+    """The figures of the exam that the data give."""
+    alone = rates[0]
+    rows = {"ratio_to_ceiling": ratio(alone["ours_raw"], alone[CEILING])}
+    if 2 in rates:
+        rows["ratio_to_ceiling_2_workers"] = ratio(rates[2]["ours_raw"], rates[2][CEILING])
+    for name in libraries:
+        rows[f"ratio_to_{name}"] = ratio(alone["ours_raw"], alone[f"{name}_raw_8"])
+    least = [
+        ratio(found[f"ours_{encoding}"], found[f"{name}_{encoding}_{each}"])
+        for found in rates.values()
+        for name in libraries
+        for encoding in SUFFIXES
+        for each in (1, 8)
+    ]
+    rows["least_ratio_to_a_library"] = min(least, key=lambda one: one.value)
+    return rows
+
+
+def rows_of(rates: dict[int, Rates], sizes: dict[str, int], frames: int) -> dict[str, Rows]:
+    """For each way of reading, windows a second, the share of the ceiling, and bytes a frame."""
+    table: dict[str, Rows] = {}
+    for workers, found in sorted(rates.items()):
+        for name, values in found.items():
+            if workers and name == CEILING:
+                continue
+            row = table.setdefault(name.removesuffix(", workers"), {})
+            row[f"windows/s, {workers} workers"] = figure(values)
+            row[f"of the ceiling, {workers} workers"] = ratio(values, found[CEILING])
+    for name, row in table.items():
+        store = name if name in sizes else name.rpartition("_")[0].replace("webdataset", "ours")
+        size = sizes[store] / frames
+        row["bytes a frame"] = Figure(size, size, size, 1)
+    return table
+
+
+def show(metrics: Rows, table: dict[str, Rows]) -> None:
+    """Print what was measured."""
+    columns = list(next(iter(table.values())))
+    printed = Table("", *columns)
+    for name, row in table.items():
+        printed.add_row(name, *(f"{row[column].value:,.3g}" if column in row else "" for column in columns))
+    console = Console()
+    console.print(printed)
+    for name, one in metrics.items():
+        console.print(f"{name}: {one.value:.3f} ({one.low:.3f} to {one.high:.3f} in {one.n} rounds)")
+
+
 def main() -> None:
-    """Make the data, measure, print a table."""
-    show = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=show)
-    parser.add_argument("--episodes", type=int, default=320, help="of 100 frames")
-    parser.add_argument("--rounds", type=int, default=6, help="each contender runs once in each")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each run")
+    """Make the data, measure, print, and write results/streaming.json."""
+    show_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=show_defaults)
+    parser.add_argument("--episodes", type=int, default=400, help="of 100 frames")
+    parser.add_argument("--rounds", type=int, default=8, help="each contender runs once in each")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of each run")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of worker processes")
-    parser.add_argument("--folder", type=Path, default=None, help="where the data are made, and left for the next time")
+    parser.add_argument("--folder", type=Path, help="where the data are made, and left for the next time (4 + 3 GB)")
+    parser.add_argument("--results", type=Path, default=Path("results/streaming.json"), help="the file to write")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    libraries = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "frames.bin").is_file():
-            Flat.write(folder, given.episodes)
-        each = 20
-        for encoding in ("raw", "zstd", "jpeg"):
-            split = folder / encoding / "train"
-            counts = [each] * (given.episodes // each)
-            pack(split, partial(make, split, each, encoding), counts, {"episodes": given.episodes}, "train", encoding)
-        contenders: dict[str, Contender] = {}
-        for workers in given.workers:
-            contenders[f"flat memory-mapped array, {workers} workers"] = partial(flat, folder, given.episodes, workers)
-            for encoding in ("raw", "zstd", "jpeg"):
-                start = partial(ours, folder / encoding, folder / "cache", workers)
-                contenders[f"this stream, {encoding}, {workers} workers"] = start
-            for windows in (1, 8):
-                name = f"webdataset, {windows} windows of each episode read, {workers} workers"
-                contenders[name] = partial(library, folder / "raw", windows, workers)
-        running = {name: start() for name, start in contenders.items()}
-        for batches in running.values():
-            rate(batches, 2 * given.seconds)  # warm: shards mapped, episodes compared with their hashes
-        rates: dict[str, list[float]] = {name: [] for name in running}
-        order = list(running)
-        for name in track(list(chain.from_iterable(random.sample(order, len(order)) for _ in range(given.rounds)))):
-            rates[name].append(rate(running[name], given.seconds))
-    ceiling = rates["flat memory-mapped array, 0 workers"]
-    print(f"{'':60s} windows/s  of the ceiling")
-    for name, found in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(found, ceiling, strict=True))
-        print(f"{name:60s} {statistics.median(found):9.0f}  {ratio:8.3f}")
+        sizes = made(folder / "encodings", given.episodes, libraries)
+        rates = {
+            workers: measure(
+                all_of(folder / "encodings", given.episodes, libraries, workers),
+                given.rounds,
+                given.seconds,
+                f"{workers} workers",
+            )
+            for workers in sorted({0, *given.workers}, reverse=True)  # no process is forked from one that runs threads
+        }
+        stores = {count: shards(folder / f"shards_{count}", MANY, MANY // count) for count in (FEW, MANY)}
+        ways = {str(count): partial(contenders.ours, root, folder / "cache", 0) for count, root in stores.items()}
+        numbers = measure(ways, 2 * given.rounds, given.seconds, f"{FEW} and {MANY} shards")
+    metrics = {**ratios(rates, libraries), "ratio_1000_shards_to_10": ratio(numbers[str(MANY)], numbers[str(FEW)])}
+    table = rows_of(rates, sizes, given.episodes * (STEPS + 1))
+    show(metrics, table)
+    if set(metrics) != set(TARGETS):
+        print(f"{given.results} is not written: it needs 0 and 2 workers and the libraries {list(LIBRARIES)}")
+        return
+    results = Results(
+        experiment="streaming",
+        date=today(),
+        git=git_sha(),
+        machine=machine(),
+        seeds=[0],
+        protocol={
+            "episodes": f"{given.episodes} of {STEPS + 1} frames {SHAPE}, sensor noise of 3 grey levels, all in memory",
+            "windows": f"{contenders.LENGTH} frames at stride 1 with their actions, {BATCH} in a batch",
+            "intervals": f"medians of {given.rounds} rounds, from the least to the largest of them",
+            "libraries": "rows _1 and _8 cut as many windows from each episode read; ratios are to _8",
+        },
+        metrics=metrics,
+        tables={"rates": table},
+        cost={"plan_ms_100_million_windows": plan_milliseconds(10**8)},
+        targets={
+            **{name: {"label": label, "at_least": least} for name, (label, least) in TARGETS.items()},
+            "plan_ms_100_million_windows": {"label": "ms to plan a batch of 10^8 windows", "at_most": 1},
+        },
+    )
+    save(results, given.results)
+    print(f"written: {given.results}")
 
 
 if __name__ == "__main__":

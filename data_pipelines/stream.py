@@ -25,25 +25,27 @@ Cut = tuple[tuple[Window, ...], Skipped]
 
 
 class _Here:
-    """Cuts batches where they are asked for.
+    """Cuts batches where they are asked for; pinned where there is a GPU, which copies from there while it works.
 
     Args:
         windows: batches by number.
     """
 
     def __init__(self, windows: WindowBatches) -> None:
-        self.windows, self._rooms = windows, Rooms(windows.picture_bytes)
+        self.windows, self._rooms, self._pinned = windows, Rooms(windows.picture_bytes), torch.cuda.is_available()
 
     def walk(self, batches: range) -> Iterator[Cut]:
         """The batches of these numbers."""
         for batch in batches:
             pictures = self._rooms.take()
             others = torch.empty(self.windows.other_bytes, dtype=torch.uint8)
-            skipped = self.windows.fill(batch, self.windows.room(pictures, others))
-            cut = self.windows.room(_pinned(pictures), _pinned(others)), skipped
+            room = self.windows.room(pictures, others)
+            skipped = self.windows.fill(batch, room)
+            if self._pinned:
+                room = self.windows.room(pictures.pin_memory(), others.pin_memory())
             del pictures
-            yield cut
-            del cut  # its memory can hold the next one, if nobody else uses it
+            yield room, skipped
+            del room  # its memory can hold the next one, if nobody else uses it
 
     def close(self) -> None:
         """Nothing to end."""
@@ -86,7 +88,7 @@ class _Elsewhere:
     """
 
     def __init__(self, windows: WindowBatches, workers: int, start_method: str | None) -> None:
-        self.workers, self.start_method = workers, start_method
+        self.workers, self.start_method, self._pinned = workers, start_method, torch.cuda.is_available()
         self.rooms = SharedRooms(windows.picture_bytes + windows.other_bytes, workers * _PREFETCH + 1 + _HELD)
         self._cutter = _Cutter(windows, self.rooms.memory)
         self._numbers = _Numbers(self.rooms)
@@ -102,10 +104,12 @@ class _Elsewhere:
                 raise DamagedEpisode(skipped.last)
             pictures, others = self._cutter.parts(room)
             others, pictures = others.clone(), self.rooms.lend(room, len(pictures))
-            cut = self._cutter.windows.room(_pinned(pictures), _pinned(others)), skipped
+            if self._pinned:
+                pictures, others = pictures.pin_memory(), others.pin_memory()
+            windows = self._cutter.windows.room(pictures, others)
             del pictures
-            yield cut
-            del cut
+            yield windows, skipped
+            del windows
 
     def _open(self) -> DataLoader[Any]:
         return DataLoader(
@@ -223,11 +227,6 @@ class Batches:
                 f"{self.skipped} damaged windows were skipped in this epoch, more than data.skip_limit="
                 f"{self.skip_limit} allows ({limit:g}). The last: {skipped.last}"
             )
-
-
-def _pinned(memory: torch.Tensor) -> torch.Tensor:
-    """The same, from where a GPU can copy it while other work goes on."""
-    return memory.pin_memory() if torch.cuda.is_available() else memory
 
 
 def _as_it_is(item: object) -> object:
