@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipelines.ahead import Ahead
 from data_pipelines.episodes import EpisodeFolder
 from data_pipelines.plan import EveryWindow, Level, ShuffledWindows
 from data_pipelines.schema import Manifest
@@ -189,6 +190,7 @@ class EpisodeData(L.LightningDataModule):
             start,
             skip_limit=self.skip_limit,
             start_method=self.start_method,
+            ahead=Ahead(episodes, plan) if episodes.fetched else None,
         )
         return self.stream
 

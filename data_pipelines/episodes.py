@@ -8,6 +8,7 @@ Legend: E episodes, F frames, C H W image.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,22 @@ class EpisodeFolder:
                     raise self._damaged(number, problem)
             self._checked[number] = True
         return content
+
+    def fetch(self, shard: int) -> None:
+        """Bring a shard into the cache, if that is where it is read; what is wrong with it is told when it is read."""
+        with suppress(OSError, ValueError):
+            self._local(shard)
+
+    def cached_bytes(self, shard: int) -> int:
+        """What a shard takes of the cache."""
+        record = self.manifest.shards[shard]
+        unpacked = record.frames * sum(self._row_bytes.values()) if self.encoding == "zstd" else 0
+        return unpacked + (0 if isinstance(self.location, Folder) else record.bytes)
+
+    @property
+    def fetched(self) -> bool:
+        """Whether shards come into a cache before they are read."""
+        return self.encoding == "zstd" or not isinstance(self.location, Folder)
 
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps stay in their process.

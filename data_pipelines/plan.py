@@ -172,6 +172,23 @@ class ShuffledWindows(_Windows):
         windows, episodes, starts, mask = self._planned[1]
         return Rows(windows[own].copy(), episodes[own].copy(), starts[:, own].copy(), mask[own].copy())
 
+    def block_of(self, batch: int) -> tuple[int, int]:
+        """The pass and the block that the batch of this number begins in."""
+        number, card = divmod(batch * self.ranks * self.batch_size, self.total)
+        _, ends = self._order(number)
+        return number, int(np.searchsorted(ends[self._block - 1 :: self._block], card, side="right"))
+
+    def following(self, block: tuple[int, int]) -> tuple[int, int]:
+        """The block after one, maybe in the next pass."""
+        number, place = block
+        return (number, place + 1) if (place + 1) * self._block < len(self._shard_counts) else (number + 1, 0)
+
+    def shards_of(self, block: tuple[int, int]) -> list[int]:
+        """The shards of a block of a pass."""
+        shards, _ = self._order(block[0])
+        found: list[int] = shards[block[1] * self._block : (block[1] + 1) * self._block].tolist()
+        return found
+
     def _group(self, group: int) -> Rows:
         """The rows of some batches in a row: NumPy's calls cost more than what they do for a single one."""
         batches = group * _AT_ONCE + np.arange(_AT_ONCE)[:, None]

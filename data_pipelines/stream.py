@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data_pipelines.ahead import Ahead
 from data_pipelines.episodes import DamagedEpisode
 from data_pipelines.rooms import Rooms, SharedRooms
 from data_pipelines.windows import Skipped, WindowBatches
@@ -160,6 +161,7 @@ class Batches:
         repeat: stay with this epoch's batches.
         skip_limit: share of an epoch's rows that may be skipped.
         start_method: of the workers: fork, spawn or forkserver; None for the platform's.
+        ahead: fetches what the next batches need; None where nothing has to be fetched.
 
     Attributes:
         next: number of the batch that follows the last one given.
@@ -176,7 +178,9 @@ class Batches:
         repeat: bool = False,
         skip_limit: float = 0.0,
         start_method: str | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
+        self.ahead = ahead
         self.rows, self.steps, self.repeat, self.skip_limit = windows.plan.batch_size, steps, repeat, skip_limit
         self.start = self.next = start
         self.waited, self.skipped = 0.0, 0
@@ -195,6 +199,8 @@ class Batches:
         cuts = self._source.walk(range(self.next, end))
         while True:
             began = time.perf_counter()
+            if self.ahead is not None:
+                self.ahead.reach(self.next)
             cut = next(cuts, None)
             if cut is None:
                 return
@@ -206,8 +212,10 @@ class Batches:
             del batch, cut
 
     def close(self) -> None:
-        """End the workers; another walk starts new ones."""
+        """End all processes; another walk starts new ones."""
         self._source.close()
+        if self.ahead is not None:
+            self.ahead.close()
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the place in the stream is in the data module's state, which Lightning restores in time.

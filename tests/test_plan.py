@@ -158,4 +158,4 @@ def test_a_hundred_million_windows_are_planned_in_bounded_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     assert len(np.unique(np.concatenate(far))) > 1020
-    assert peak < 2_000_000
+    assert peak < 4_000_000  # an order of all would take 800 MB

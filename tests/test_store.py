@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
@@ -70,6 +70,46 @@ def test_http_streams_the_same_and_fetches_each_shard_once(
     assert sorted(path for path in handler.asked if path.startswith("/train/") and path.endswith(".tar")) == [
         f"/train/00000{number}.tar" for number in range(3)
     ]
+
+
+def test_the_next_block_is_fetched_while_training_is_in_one(
+    root: Path, server: tuple[str, type[Quiet]], tmp_path: Path
+) -> None:
+    module = data(server[0], store=Store(str(tmp_path)), block_shards=1, steps_per_epoch=100)
+    batches = module.train_dataloader()
+    next(iter(batches))
+    plan, cached = batches.ahead.plan, [tmp_path / shard.sha256 for shard in module.manifest.shards]
+    (first,), (second,), (third,) = (plan.shards_of((0, block)) for block in range(3))
+    while not (cached[first].is_file() and cached[second].is_file()):
+        batches.ahead.reach(0)  # nothing is asked for twice
+    assert not cached[third].exists()
+    batches.close()
+
+
+def test_what_the_cache_does_not_hold_is_not_fetched_ahead(
+    root: Path, server: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = data(server[0], block_shards=1, store=Store(str(tmp_path)))
+    ahead = module.train_dataloader().ahead
+    shards = module.manifest.shards
+    sizes = [ahead.episodes.cached_bytes(number) for number in range(3)]
+    assert sizes == [shard.bytes for shard in shards]
+    for limit, fitting in ((sizes[0], [0]), (sizes[0] + sizes[1] - 1, [0]), (sum(sizes), [0, 1, 2]), (1, [])):
+        monkeypatch.setattr(ahead.episodes.cache, "limit", limit)
+        assert ahead._fitting([0, 1, 2]) == fitting
+    assert data(root).train_dataloader().ahead is None
+
+
+def test_training_goes_on_where_processes_cannot_start(
+    root: Path, server: tuple[str, type[Quiet]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenExecutor
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", broken)
+    module = data(server[0], block_shards=1, store=Store(str(tmp_path)))
+    with pytest.warns(UserWarning, match="shards cannot be fetched ahead.*if __name__ == '__main__'"):
+        assert fingerprint(module.train_dataloader()) == fingerprint(data(root, block_shards=1).train_dataloader())
 
 
 def test_what_a_server_lacks_or_truncates_is_named(root: Path, tmp_path: Path, server: tuple[str, type[Quiet]]) -> None:
