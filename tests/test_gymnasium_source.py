@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 
 from data_pipelines.episodes import EpisodeFolder
 from data_pipelines.sources import gymnasium as source
@@ -133,3 +133,28 @@ def test_what_cannot_be_collected_is_told(
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         collect(tmp_path / "data", monkeypatch, env_id, *more)
     assert not (tmp_path / "data").exists()
+
+
+class Named(Lamp):
+    """The same, whose observation has named parts."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        light, time = Box(-10, 10, (1,), np.float32), Box(0, 99, (1,), np.float32)
+        self.observation_space = Dict({"time": time, "lamp": Dict({"light": light, "switch": Discrete(2)})})
+
+    def _observation(self) -> Any:
+        light, time = super()._observation()
+        return {"time": np.array([time]), "lamp": {"light": np.array([light]), "switch": int(light > 2)}}
+
+
+def test_the_parts_of_an_observation_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gymnasium.register("Named-v0", entry_point=Named, disable_env_checker=True)
+    folder = collect(tmp_path, monkeypatch, "Named-v0", *RENDERED)
+    del gymnasium.registry["Named-v0"]
+    assert folder.manifest.truth_names == ("lamp_light_0", "lamp_switch_0", "lamp_switch_1", "time_0")
+    light, off, on, time = folder[0].truth.T
+    assert time.tolist() == list(range(len(time)))
+    assert np.allclose(light[1:], light[:-1] + folder[0].actions[:, 0], atol=1e-5)
+    assert ((light > 2) == on).all()
+    assert (off + on == 1).all()

@@ -17,12 +17,13 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, flatten, flatten_space
 from numpy.typing import NDArray
-from PIL import Image
 
 from data_pipelines.commands import run
 from data_pipelines.encodings import check
+from data_pipelines.pictures import channels_first, is_picture
 from data_pipelines.schema import Episode, Manifest
 from data_pipelines.source import add_options, chance_of, pack_given
+from data_pipelines.spaces import parts
 
 Policy = Callable[[Any, np.random.Generator], Any]  # observation, chance -> action of the environment
 
@@ -65,7 +66,7 @@ class GymnasiumEpisodes:
         if steps < 1 or side < 1:
             raise ValueError(f"steps={steps}, side={side}: give at least 1")
         env = self._make()
-        self.rendered = not _is_picture(env.observation_space)
+        self.rendered = not is_picture(env.observation_space)
         self._policy(env)  # may be refused
         try:
             env.reset(seed=seed)
@@ -129,28 +130,14 @@ class GymnasiumEpisodes:
 
     def _picture(self, env: gymnasium.Env[Any, Any], observation: Any) -> NDArray[np.uint8]:
         """uint8 [C, side, side]."""
-        picture = np.asarray(env.render() if self.rendered else observation)
-        if picture.ndim == 2:
-            picture = picture[..., None]
-        if picture.shape[2] > 4:  # channels come first
-            picture = picture.transpose(1, 2, 0)
-        if picture.shape[:2] != (self.side, self.side):
-            scaled = [
-                Image.fromarray(np.ascontiguousarray(picture[..., channel])).resize(
-                    (self.side, self.side), Image.Resampling.BOX
-                )
-                for channel in range(picture.shape[2])
-            ]
-            picture = np.stack([np.asarray(one) for one in scaled], -1)
-        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+        return channels_first(np.asarray(env.render() if self.rendered else observation), self.side)
 
     def _truth_names(self, env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
         if not self.rendered:
             return ()
-        flat = flatten_space(env.observation_space)
-        if not isinstance(flat, Box):
+        if not isinstance(flatten_space(env.observation_space), Box):
             return ()
-        return tuple(f"observation_{number}" for number in range(flat.shape[0]))
+        return tuple(name for part in parts(env.observation_space) for name in part.columns("observation"))
 
     def _truth(self, env: gymnasium.Env[Any, Any], observation: Any) -> NDArray[np.float32]:
         if not self.truth_names:
@@ -175,10 +162,6 @@ class _Smooth:
 def _sample(space: gymnasium.Space[Any], chance: np.random.Generator) -> Any:
     space.seed(int(chance.integers(2**31)))
     return space.sample()
-
-
-def _is_picture(space: gymnasium.Space[Any]) -> bool:
-    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 
 def collect(given: argparse.Namespace) -> dict[str, Manifest]:
