@@ -7,7 +7,11 @@ from functools import reduce
 from operator import getitem
 from typing import Any, NamedTuple
 
-from gymnasium.spaces import Dict, Space, Tuple, flatdim
+import numpy as np
+from gymnasium.spaces import Dict, Space, Tuple, flatdim, flatten
+from numpy.typing import NDArray
+
+from data_pipelines.pictures import is_picture
 
 
 class Part(NamedTuple):
@@ -29,6 +33,10 @@ class Part(NamedTuple):
         """What belongs to it."""
         return reduce(getitem, self.keys, data)
 
+    def flat(self, one: Any) -> NDArray[np.float32]:
+        """One of its elements as numbers."""
+        return np.asarray(flatten(self.space, one), np.float32).ravel()
+
 
 def parts(space: Space[Any], keys: tuple[Any, ...] = ()) -> Iterator[Part]:
     """The parts of a space."""
@@ -38,3 +46,13 @@ def parts(space: Space[Any], keys: tuple[Any, ...] = ()) -> Iterator[Part]:
             yield from parts(one, (*keys, key))
     else:
         yield Part(keys, space)
+
+
+def picture_parts(space: Space[Any]) -> dict[str, Part]:
+    """The parts that are pictures, by their names."""
+    return {part.name: part for part in parts(space) if is_picture(part.space)}
+
+
+def number_parts(space: Space[Any]) -> list[Part]:
+    """The parts that are numbers, but no pictures."""
+    return [part for part in parts(space) if part.space.is_np_flattenable and not is_picture(part.space)]

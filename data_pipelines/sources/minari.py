@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from gymnasium import Env
 from gymnasium.error import Error
-from gymnasium.spaces import Box, Dict, Space, Tuple, flatten
+from gymnasium.spaces import Box, Dict, Space, Tuple
 from numpy.typing import NDArray
 from rich.progress import track
 
 from data_pipelines.commands import run, splits
 from data_pipelines.episodes import EpisodeFolder
-from data_pipelines.pictures import channels_first, is_picture
+from data_pipelines.pictures import channels_first
 from data_pipelines.schema import Episode, Manifest
 from data_pipelines.source import add_options, pack_given
-from data_pipelines.spaces import Part, parts
+from data_pipelines.spaces import Part, number_parts, parts, picture_parts
 from data_pipelines.store import Cache
 
 
@@ -62,7 +62,9 @@ class MinariEpisodes:
         self.picture = None if render else _picture_of(found, picture)
         if render:
             _environment(found).close()  # may be refused
-        self.truth_names = tuple(name for part in self._truth(found) for name in part.columns("observation"))
+        self.truth_names = tuple(
+            name for part in number_parts(found.observation_space) for name in part.columns("observation")
+        )
         self.energy_names = ("cost",)
         count, every = int(found.total_episodes), round(1 / val_share)
         self.numbers = {"train": [n for n in range(count) if n % every], "val": list(range(0, count, every))}
@@ -88,13 +90,13 @@ class MinariEpisodes:
             for one in found.iterate_episodes(self.numbers[split][numbers.start : numbers.stop]):
                 if env is not None:
                     (known,) = found.storage.get_episode_metadata([one.id])
-                    pictures = _done_again(env, one, known, f"{self.data_set}: episode {one.id}")
+                    seen = _done_again(env, one, known, f"{self.data_set}: episode {one.id}")
                 else:
                     assert self.picture is not None
-                    pictures = self.picture.of(one.observations)
-                frames = np.stack([channels_first(np.asarray(picture), self.side) for picture in pictures])
-                truth = [_numbers(part, one.observations) for part in self._truth(found)]
-                actions = [_numbers(part, one.actions) for part in parts(found.action_space)]
+                    seen = self.picture.of(one.observations)
+                frames = np.stack([channels_first(np.asarray(picture), self.side) for picture in seen])
+                truth = [_rows(part, one.observations) for part in number_parts(found.observation_space)]
+                actions = [_rows(part, one.actions) for part in parts(found.action_space)]
                 cost = np.concatenate([[0], -np.asarray(one.rewards)])[:, None].astype(np.float32)
                 nothing = np.empty((len(frames), 0), np.float32)
                 rest = (nothing, cost, np.concatenate([nothing, *truth], 1))
@@ -104,27 +106,22 @@ class MinariEpisodes:
             if env is not None:
                 env.close()
 
-    def _truth(self, found: Any) -> list[Part]:
-        """The parts of the observations that are numbers, but no pictures."""
-        every = parts(found.observation_space)
-        return [part for part in every if part.space.is_np_flattenable and not is_picture(part.space)]
 
-
-def _numbers(part: Part, rows: Any) -> NDArray[np.float32]:
-    """What belongs to a part, as float32 [rows, its numbers]."""
-    return np.stack([np.asarray(flatten(part.space, row), np.float32).ravel() for row in part.of(rows)])
+def _rows(part: Part, data: Any) -> NDArray[np.float32]:
+    """What belongs to a part over time: [rows, its numbers]."""
+    return np.stack([part.flat(row) for row in part.of(data)])
 
 
 def _picture_of(found: Any, name: str | None) -> Part:
     """The part of the observations to look at."""
-    pictures = {part.name: part for part in parts(found.observation_space) if is_picture(part.space)}
-    chosen = list(pictures) if name is None else [name]
-    if len(chosen) != 1 or chosen[0] not in pictures:
+    known = picture_parts(found.observation_space)
+    chosen = list(known) if name is None else [name]
+    if len(chosen) != 1 or chosen[0] not in known:
         raise ValueError(
-            f"{found.id} has the pictures {list(pictures)}, uint8 images among its observations: name one with "
+            f"{found.id} has the pictures {list(known)}, uint8 images among its observations: name one with "
             f"--picture; --render draws them where there are none. Its observations are {found.observation_space}"
         )
-    return pictures[chosen[0]]
+    return known[chosen[0]]
 
 
 def _environment(found: Any) -> Env[Any, Any]:
@@ -141,18 +138,18 @@ def _environment(found: Any) -> Env[Any, Any]:
 def _done_again(env: Env[Any, Any], one: Any, known: dict[str, Any], what: str) -> list[Any]:
     """Pictures of an episode, drawn while its actions lead to its observations once more."""
     observation, _ = env.reset(seed=known.get("seed"), options=known.get("options"))
-    pictures, compared = [], [part for part in parts(env.observation_space) if part.space.is_np_flattenable]
+    drawn = []
     for t in range(len(one.actions) + 1):
         if t:
             observation, *_ = env.step(one.actions[t - 1])
-        for part in compared:
+        for part in number_parts(env.observation_space):
             if not np.allclose(part.of(observation), part.of(one.observations)[t], rtol=1e-4, atol=1e-5):
                 raise ValueError(
                     f"{what} has another observation {part.name} at step {t} when it is done again from its seed "
                     f"({known.get('seed')}), so what would be drawn is not what happened. Use a data set with pictures"
                 )
-        pictures.append(env.render())
-    return pictures
+        drawn.append(env.render())
+    return drawn
 
 
 def _load(data_set: str) -> Any:
