@@ -129,11 +129,9 @@ class VideoClips:
 
     def _picture(self, frame: Any) -> NDArray[np.uint8]:
         """uint8 [C, side, side]."""
-        image: Image.Image = frame.to_image()
+        image = Image.fromarray(frame.to_ndarray(format="gray" if self.grey else "rgb24"))
         if frame.rotation:  # of a camera that was held upright
             image = image.rotate(frame.rotation, expand=True)
-        if self.grey:
-            image = image.convert("L")
         width, height = image.size
         x, y = ((length - min(width, height)) / 2 if self.crop else 0 for length in (width, height))
         scaled = image.resize((self.side, self.side), Image.Resampling.BOX, box=(x, y, width - x, height - y))
