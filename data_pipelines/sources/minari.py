@@ -97,7 +97,7 @@ class MinariEpisodes:
                 frames = np.stack([channels_first(np.asarray(picture), self.side) for picture in seen])
                 truth = [_rows(part, one.observations) for part in number_parts(found.observation_space)]
                 actions = [_rows(part, one.actions) for part in parts(found.action_space)]
-                cost = np.concatenate([[0], -np.asarray(one.rewards)])[:, None].astype(np.float32)
+                cost = np.concatenate([[0], 0 - np.asarray(one.rewards)])[:, None].astype(np.float32)
                 nothing = np.empty((len(frames), 0), np.float32)
                 rest = (nothing, cost, np.concatenate([nothing, *truth], 1))
                 meta = {"data_set": self.data_set, "episode": int(one.id), "terminated": bool(one.terminations[-1])}
@@ -219,7 +219,7 @@ def _buffers(minari: ModuleType, episodes: EpisodeFolder) -> Iterator[Any]:
         yield EpisodeBuffer(
             observations=picture | {name: array for name, array in others.items() if array.shape[1]},
             actions=episode.actions,
-            rewards=-cost,
+            rewards=0 - cost,
             terminations=terminated,
             truncations=last & ~terminated,
         )
