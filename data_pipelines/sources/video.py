@@ -158,15 +158,14 @@ def _index(path: Path) -> _Index:
     Each frame that is decoded is compared with it, so that a packet without a frame is an error, not a shift in time.
     """
     with _video(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        shown = [(packet.pts, packet.is_keyframe) for packet in packets]  # not the packets: they hold the whole file
         unit = float(stream.time_base)
-    if not packets or any(packet.pts is None for packet in packets):
+    if not shown or any(time is None for time, _ in shown):
         raise ValueError(f"{path} does not say when its frames are shown. {ANEW}")
-    times, keys = (
-        np.array(sorted(found), np.int64)
-        for found in ([p.pts for p in packets], [p.pts for p in packets if p.is_keyframe])
-    )
-    if not keys.size or (np.diff(times) <= 0).any():
+    times = np.array(sorted(time for time, _ in shown), np.int64)
+    keys = np.array(sorted(time for time, key in shown if key), np.int64)
+    if (np.diff(times) <= 0).any():
         raise ValueError(f"{path} shows several frames at the same time. {ANEW}")
     return _Index(times, keys, unit)
 
