@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 
 from data_pipelines.episodes import EpisodeFolder
 from data_pipelines.sources import gymnasium as source
@@ -133,3 +133,50 @@ def test_what_cannot_be_collected_is_told(
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         collect(tmp_path / "data", monkeypatch, env_id, *more)
     assert not (tmp_path / "data").exists()
+
+
+class Named(Lamp):
+    """The same, whose observation has named parts, a picture among them, and which tells the light squared."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        light, time = Box(-10, 10, (1,), np.float32), Box(0, 99, (1,), np.float32)
+        image = Box(0, 255, (20, 20, 3), np.uint8)
+        self.observation_space = Dict({"time": time, "lamp": Dict({"light": light, "on": Discrete(2)}), "eye": image})
+
+    def reset(self, **how: Any) -> Any:
+        return super().reset(**how)[0], {"squared": self.light**2}
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"squared": self.light**2}
+
+    def _observation(self) -> Any:
+        light, time = super()._observation()
+        lamp = {"light": np.array([light]), "on": int(light > 2)}
+        return {"time": np.array([time]), "lamp": lamp, "eye": np.full((20, 20, 3), round(100 + light), np.uint8)}
+
+
+@pytest.mark.parametrize("seen", ["rendered", "eye"])
+def test_the_parts_of_an_observation_keep_their_names(
+    seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gymnasium.register("Named-v0", entry_point=Named, disable_env_checker=True)
+    way = RENDERED if seen == "rendered" else ("--picture", "eye")
+    folder = collect(tmp_path, monkeypatch, "Named-v0", *way, "--infos", "squared")
+    names = ("lamp_light_0", "lamp_on_0", "lamp_on_1", "time_0", "squared_0")
+    assert folder.manifest.truth_names == names
+    light, off, on, time, squared = folder[0].truth.T
+    assert time.tolist() == list(range(len(time)))
+    assert np.allclose(light[1:], light[:-1] + folder[0].actions[:, 0], atol=1e-5)
+    assert ((light > 2) == on).all()
+    assert (off + on == 1).all()
+    assert np.allclose(squared, light**2, atol=1e-4)
+    zoom = 10 if seen == "rendered" else 1
+    assert np.allclose(folder[0].observations.mean((1, 2, 3)), 100 + zoom * light, atol=0.51)
+    with pytest.raises(SystemExit, match=r"picture='ear': the uint8 images .* Named-v0 are \['eye'\]"):
+        collect(tmp_path / "ear", monkeypatch, "Named-v0", "--picture", "ear")
+    with pytest.raises(SystemExit, match=r"infos=\['cubed'\]: Named-v0 tells \['squared'\]"):
+        collect(tmp_path / "cubed", monkeypatch, "Named-v0", "--picture", "eye", "--infos", "cubed")
+    with pytest.raises(SystemExit, match=r"\"rgb_array\"}; images among its observations: \['eye'\]"):
+        collect(tmp_path / "none", monkeypatch, "Named-v0")
+    del gymnasium.registry["Named-v0"]

@@ -1,8 +1,9 @@
 """Any Gymnasium environment with pictures -> shards: `python -m data_pipelines.sources.gymnasium ID data/mine --help`.
 
-Pictures are the observation where that is a uint8 image, else what `render()` gives ("rgb_array"), scaled to squares of
-`side` pixels. Any other observation becomes the truth. Actions are numbers: those of a Box flattened, a Discrete one as
-one-hot. Each episode is a function of (seed, split, its number) as far as the environment is one of its seed.
+Pictures are the observation where that is a uint8 image, or its part that `--picture` names, else what `render()` gives
+("rgb_array"), scaled to squares of `side` pixels. All numbers of the observation are the truth, and those of the
+environment's info that `--infos` names. Actions are numbers: those of a Box flattened, a Discrete one as one-hot. Each
+episode is a function of (seed, split, its number) as far as the environment is one of its seed.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, flatten, flatten_space
+from gymnasium.spaces import Box, flatten
 from numpy.typing import NDArray
-from PIL import Image
 
 from data_pipelines.commands import run
 from data_pipelines.encodings import check
+from data_pipelines.pictures import channels_first
 from data_pipelines.schema import Episode, Manifest
 from data_pipelines.source import add_options, chance_of, pack_given
+from data_pipelines.spaces import number_parts, picture_parts
 
 Policy = Callable[[Any, np.random.Generator], Any]  # observation, chance -> action of the environment
 
@@ -40,9 +42,11 @@ class GymnasiumEpisodes:
         steps: most of an episode; it also ends where the environment ends it.
         side: pixels along each side of a picture.
         seed: of environment and policy.
+        picture: the part of the observation to look at, if that is a Dict; keys are joined by "_".
+        infos: entries of the environment's info that belong to the truth.
 
     Raises:
-        ValueError: if the environment can't be made, or has no pictures.
+        ValueError: if the environment can't be made, or has no such pictures or infos.
     """
 
     def __init__(
@@ -55,27 +59,34 @@ class GymnasiumEpisodes:
         steps: int = 100,
         side: int = 64,
         seed: int = 0,
+        picture: str | None = None,
+        infos: Sequence[str] = (),
     ) -> None:
         self.counts = {"train": train, "val": val}
         self.env_id, self.arguments, self.policy = env_id, dict(arguments), policy
-        self.steps, self.side, self.seed = steps, side, seed
-        names = ("env_id", "arguments", "policy", "steps", "side", "seed")
+        self.steps, self.side, self.seed, self.picture, self.infos = steps, side, seed, picture, list(infos)
+        names = ("env_id", "arguments", "policy", "steps", "side", "seed", "picture", "infos")
         self.settings = {"source": "gymnasium", **{name: getattr(self, name) for name in names}}
         self.energy_names = ()
         if steps < 1 or side < 1:
             raise ValueError(f"steps={steps}, side={side}: give at least 1")
         env = self._make()
-        self.rendered = not _is_picture(env.observation_space)
-        self._policy(env)  # may be refused
         try:
-            env.reset(seed=seed)
-            if self.rendered and not isinstance(env.render(), np.ndarray):
+            self._policy(env)  # may be refused
+            known = picture_parts(env.observation_space)
+            if picture is not None and picture not in known:
+                raise ValueError(
+                    f"picture={picture!r}: the uint8 images in the observations of {env_id} are {list(known)}"
+                )
+            self.seen = known.get(picture or "")
+            observation, info = env.reset(seed=seed)
+            if self.seen is None and not isinstance(env.render(), np.ndarray):
                 raise ValueError(
                     f"{env_id} has no uint8 image as observation, and render() gives none. Environments that draw need "
-                    'the argument {"render_mode": "rgb_array"}'
+                    f'the argument {{"render_mode": "rgb_array"}}; images among its observations: {list(known)}'
                 )
-            self.truth_names = self._truth_names(env)
-            self.channels = self._picture(env, env.reset(seed=seed)[0]).shape[0]
+            self.truth_names = tuple(self._truth_names(env.observation_space, info))
+            self.channels = self._picture(env, observation).shape[0]
         finally:
             env.close()
 
@@ -94,14 +105,14 @@ class GymnasiumEpisodes:
             env.close()
 
     def _episode(self, env: gymnasium.Env[Any, Any], policy: Policy, chance: np.random.Generator) -> Episode:
-        observation, _ = env.reset(seed=int(chance.integers(2**31)))
-        frames, actions, truth = [self._picture(env, observation)], [], [self._truth(env, observation)]
+        observation, info = env.reset(seed=int(chance.integers(2**31)))
+        frames, actions, truth = [self._picture(env, observation)], [], [self._truth(env, observation, info)]
         for _ in range(self.steps):
             action = policy(observation, chance)
-            observation, _, terminated, truncated, _ = env.step(action)
+            observation, _, terminated, truncated, info = env.step(action)
             frames.append(self._picture(env, observation))
             actions.append(np.asarray(flatten(env.action_space, action), np.float32))
-            truth.append(self._truth(env, observation))
+            truth.append(self._truth(env, observation, info))
             if terminated or truncated:
                 break
         nothing = np.empty((len(frames), 0), np.float32)
@@ -129,33 +140,21 @@ class GymnasiumEpisodes:
 
     def _picture(self, env: gymnasium.Env[Any, Any], observation: Any) -> NDArray[np.uint8]:
         """uint8 [C, side, side]."""
-        picture = np.asarray(env.render() if self.rendered else observation)
-        if picture.ndim == 2:
-            picture = picture[..., None]
-        if picture.shape[2] > 4:  # channels come first
-            picture = picture.transpose(1, 2, 0)
-        if picture.shape[:2] != (self.side, self.side):
-            scaled = [
-                Image.fromarray(np.ascontiguousarray(picture[..., channel])).resize(
-                    (self.side, self.side), Image.Resampling.BOX
-                )
-                for channel in range(picture.shape[2])
-            ]
-            picture = np.stack([np.asarray(one) for one in scaled], -1)
-        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+        picture = env.render() if self.seen is None else self.seen.of(observation)
+        return channels_first(np.asarray(picture), self.side)
 
-    def _truth_names(self, env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
-        if not self.rendered:
-            return ()
-        flat = flatten_space(env.observation_space)
-        if not isinstance(flat, Box):
-            return ()
-        return tuple(f"observation_{number}" for number in range(flat.shape[0]))
+    def _truth_names(self, space: gymnasium.Space[Any], info: dict[str, Any]) -> Iterator[str]:
+        for part in number_parts(space):
+            yield from part.columns("observation")
+        for name in self.infos:
+            if name not in info:
+                raise ValueError(f"infos={self.infos}: {self.env_id} tells {sorted(info)} when an episode begins")
+            yield from (f"{name}_{column}" for column in range(np.size(info[name])))
 
-    def _truth(self, env: gymnasium.Env[Any, Any], observation: Any) -> NDArray[np.float32]:
-        if not self.truth_names:
-            return np.empty(0, np.float32)
-        return np.asarray(flatten(env.observation_space, observation), np.float32)
+    def _truth(self, env: gymnasium.Env[Any, Any], observation: Any, info: dict[str, Any]) -> NDArray[np.float32]:
+        found = [part.flat(part.of(observation)) for part in number_parts(env.observation_space)]
+        told = [np.ravel(info[name]) for name in self.infos]
+        return np.concatenate([np.empty(0), *found, *told]).astype(np.float32)
 
 
 class _Smooth:
@@ -177,13 +176,9 @@ def _sample(space: gymnasium.Space[Any], chance: np.random.Generator) -> Any:
     return space.sample()
 
 
-def _is_picture(space: gymnasium.Space[Any]) -> bool:
-    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
-
-
 def collect(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack both splits."""
-    names = ("env_id", "arguments", "train", "val", "policy", "steps", "side", "seed")
+    names = ("env_id", "arguments", "train", "val", "policy", "steps", "side", "seed", "picture", "infos")
     source = GymnasiumEpisodes(**{name: getattr(given, name) for name in names})
     check(given.encoding, source.channels)
     return pack_given(source, given)
@@ -200,6 +195,8 @@ def main() -> None:
     parser.add_argument("env_id", help="the environment's id; module:Id imports the module that registers it")
     add_options(parser)
     parser.add_argument("--arguments", type=json.loads, default={}, metavar="JSON", help="of gymnasium.make")
+    parser.add_argument("--picture", metavar="PART", help="of an observation that is a Dict; else it is rendered")
+    parser.add_argument("--infos", nargs="*", default=[], metavar="NAME", help="what of the info belongs to the truth")
     parser.add_argument("--policy", default="random", help="random, smooth, or module:name of your own")
     parser.add_argument("--train", type=int, default=1000, metavar="N", help="episodes to train on")
     parser.add_argument("--val", type=int, default=100, metavar="N", help="episodes to validate on")
