@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
-_AT_ONCE = 64  # batches that are planned together
+_AT_ONCE = 16  # batches that are planned together
 
 
 class Level(NamedTuple):

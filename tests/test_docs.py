@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from data_pipelines.collect import record
 from data_pipelines.datamodule import EpisodeData
 from data_pipelines.schema import Manifest
+from data_pipelines.sources import arrays
 from lightning_jepa import build
 from lightning_jepa.paths import CONF
 
@@ -48,12 +49,13 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files that docs/your-own-world.md shows."""
+    """A folder with the files that the guides show."""
     folder = tmp_path / "example"
-    for match in FILE.finditer((ROOT / "docs" / "your-own-world.md").read_text(encoding="utf-8")):
-        path = folder / match["name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(match["text"], encoding="utf-8")
+    for page in ("your-own-world.md", "your-own-data.md"):
+        for match in FILE.finditer((ROOT / "docs" / page).read_text(encoding="utf-8")):
+            path = folder / match["name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(match["text"], encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(build, "TRUSTED", (*build.TRUSTED, "my_worlds."))
@@ -83,11 +85,20 @@ def test_the_world_of_the_guide_is_collected_and_read(example: Path) -> None:
     assert np.linalg.norm(np.diff(places, axis=1), axis=-1).max() <= world.action_bound + 1e-4
 
 
-def test_the_data_of_the_guide_are_read(example: Path) -> None:
-    runpy.run_path("my_data.py")
-    assert Manifest.load(example / "data" / "mine" / "train").episodes == 20
+def test_a_source_of_one_s_own_is_packed_and_read(example: Path) -> None:
+    runpy.run_path("my_data.py", run_name="__main__")
+    assert Manifest.load(example / "data" / "noise" / "train").episodes == 20
     levels = [{"length": 17, "stride": 1}, {"length": 9, "stride": 6}]
-    data = EpisodeData("data/mine", levels, batch_size=4, observation_shape=(2, 33, 33))
+    data = EpisodeData("data/noise", levels, batch_size=4, observation_shape=(2, 33, 33))
     data.setup("fit")
     assert next(iter(data.train_dataloader()))[1].observations.shape == (4, 9, 2, 33, 33)
     assert next(iter(data.val_dataloader()))[0].truth.shape == (4, 17, 0)
+
+
+def test_the_arrays_of_the_guide_are_packed(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runpy.run_path("my_arrays.py")
+    way = "pack data/mine --train mine/train/*.npz --val mine/val/*.npz --truth-names place"
+    monkeypatch.setattr(sys, "argv", ["arrays", *way.split()])
+    arrays.main()
+    manifest = Manifest.load(example / "data" / "mine" / "train")
+    assert (manifest.episodes, manifest.action_size, manifest.truth_names) == (20, 1, ("place",))
