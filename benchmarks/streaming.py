@@ -219,8 +219,8 @@ def main() -> None:
     show_defaults = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=show_defaults)
     parser.add_argument("--episodes", type=int, default=400, help="of 100 frames")
-    parser.add_argument("--rounds", type=int, default=8, help="each contender runs once in each")
-    parser.add_argument("--seconds", type=float, default=0.7, help="of each run of each contender")
+    parser.add_argument("--rounds", type=int, default=6, help="each contender runs once in each")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each run of each contender")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of worker processes")
     parser.add_argument("--folder", type=Path, help="where the data are made, and left for the next time (4 + 3 GB)")
     parser.add_argument("--results", type=Path, default=Path("results/streaming.json"), help="the file to write")

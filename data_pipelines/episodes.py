@@ -70,6 +70,7 @@ class EpisodeFolder:
         if self._broken and not tolerant:
             raise ValueError(f"damaged episodes in {self.location}: {'; '.join(self._broken.values())}. {MEND}")
         self._open: dict[int, NDArray[np.uint8]] = {}
+        self._views: dict[int, memoryview] = {}  # of the same
         self._checked = np.zeros(len(self), bool)
 
     def __len__(self) -> int:
@@ -119,18 +120,20 @@ class EpisodeFolder:
             stride: rows from one to the next.
             out: uint8 [B, bytes of these rows].
         """
-        width, opened = self._row_bytes[array], self._open
+        width = self._row_bytes[array]
         if width == 0:
             return
         span = (length - 1) * stride + 1
         firsts = (self._bases[array][numbers] + starts * width).tolist()
         shards = self.shard_of[numbers].tolist()
         if stride == 1:
-            size = length * width
-            for row, (shard, first) in enumerate(zip(shards, firsts, strict=True)):
-                out[row] = opened[shard][first : first + size]
+            # Memory views cost a third of what arrays cost for each row.
+            size, begin, views, flat = length * width, 0, self._views, out.reshape(-1).data
+            for shard, first in zip(shards, firsts, strict=True):
+                flat[begin : begin + size] = views[shard][first : first + size]
+                begin += size
         else:
-            size, strided = span * width, out.reshape(len(out), length, width)
+            size, strided, opened = span * width, out.reshape(len(out), length, width), self._open
             for row, (shard, first) in enumerate(zip(shards, firsts, strict=True)):
                 strided[row] = opened[shard][first : first + size].reshape(span, width)[::stride]
 
@@ -163,6 +166,7 @@ class EpisodeFolder:
         content = self._open.get(shard)
         if content is None:
             content = self._open[shard] = self._map(shard, number)
+            self._views[shard] = content.data
         if not self._checked[number]:
             if self.verify == "content" and self.encoding != "zstd":  # those were compared when they were unpacked
                 row, place = self.rows[number], number - int(self._firsts[shard])
@@ -189,7 +193,7 @@ class EpisodeFolder:
 
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps stay in their process.
-        return {**self.__dict__, "_open": {}, "_checked": np.zeros(len(self), bool)}
+        return {**self.__dict__, "_open": {}, "_views": {}, "_checked": np.zeros(len(self), bool)}
 
     def _manifest(self) -> Manifest:
         if isinstance(self.location, Folder):

@@ -11,6 +11,7 @@ Legend: E episodes, S shards, B rows of a batch on one rank, L levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil, isqrt
 from typing import NamedTuple, Protocol
 
@@ -73,6 +74,12 @@ def hashed(*parts: int | Integers) -> NDArray[np.uint64]:
     return state
 
 
+@lru_cache(maxsize=64)
+def _turns(key: tuple[int, ...]) -> list[NDArray[np.uint64]]:
+    """What the six turns of a permutation begin their hashes with."""
+    return [hashed(*key, turn) for turn in range(6)]
+
+
 def permuted(numbers: Integers, size: int, *key: int) -> Integers:
     """Where a random permutation of 0 .. size - 1, fixed by the key, takes each of some numbers.
 
@@ -81,13 +88,13 @@ def permuted(numbers: Integers, size: int, *key: int) -> Integers:
     """
     high = isqrt(size - 1) + 1
     low = ceil(size / high)
-    moved = np.array(numbers, np.int64)
+    moved, turns = np.array(numbers, np.int64), _turns(key)
     outside = np.arange(len(moved))
     while len(outside):
         left, right = np.divmod(moved[outside], low)
-        for turn in range(0, 6, 2):
-            left = (left + (hashed(*key, turn, right) % np.uint64(high)).astype(np.int64)) % high
-            right = (right + (hashed(*key, turn + 1, left) % np.uint64(low)).astype(np.int64)) % low
+        for even, odd in zip(turns[::2], turns[1::2], strict=True):
+            left = (left + (mixed(even ^ right.astype(np.uint64)) % np.uint64(high)).astype(np.int64)) % high
+            right = (right + (mixed(odd ^ left.astype(np.uint64)) % np.uint64(low)).astype(np.int64)) % low
         moved[outside] = left * low + right
         outside = outside[moved[outside] >= size]
     return moved

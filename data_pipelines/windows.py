@@ -63,6 +63,8 @@ class WindowBatches:
         self.picture_bytes = self._parts[-1].last
         self._parts += _laid_out(shapes, lambda name: name != "observations")
         self.other_bytes = self._parts[-1].last
+        empty = [part for part in self._parts if part.first == part.last]
+        self._nothing = {(part.level, part.name): torch.empty(part.shape, dtype=part.dtype) for part in empty}
 
     def _shapes(self, level: Level) -> Shapes:
         b, (t, stride), manifest = self.plan.batch_size, level, self.episodes.manifest
@@ -81,7 +83,8 @@ class WindowBatches:
         fields: list[dict[str, torch.Tensor]] = [{} for _ in self.levels]
         for level, name, dtype, shape, first, last in self._parts:
             memory = pictures if name == "observations" else others
-            fields[level][name] = memory[first:last].view(dtype).view(shape)
+            nothing = self._nothing.get((level, name))
+            fields[level][name] = memory[first:last].view(dtype).view(shape) if nothing is None else nothing
         return tuple(Window(**tensors) for tensors in fields)
 
     def fill(self, batch: int, windows: tuple[Window, ...]) -> Skipped:
@@ -92,7 +95,10 @@ class WindowBatches:
         """
         rows = self.plan(batch)
         # Rows are copied through NumPy, whose small assignments cost a fraction of PyTorch's.
-        raw = [{name: _row_bytes(getattr(window, name)) for name in ARRAYS} for window in windows]
+        raw = [
+            {name: _row_bytes(getattr(window, name)) for name in ARRAYS if (level, name) not in self._nothing}
+            for level, window in enumerate(windows)
+        ]
         skipped, last = 0, ""
         if not self.episodes.ready(rows.episodes):
             for row in range(len(rows.episodes)):

@@ -3,7 +3,10 @@ its number; validation takes every window exactly once."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -110,6 +113,48 @@ def test_a_walk_that_was_left_early_is_forgotten_by_workers(root: Path) -> None:
     batches = module.train_dataloader()
     next(iter(batches))
     assert fingerprint(batches) == fingerprint(list(data(root, steps_per_epoch=10).train_dataloader())[5:])
+
+
+def test_a_worker_that_is_killed_ends_the_walk_and_the_next_one_has_others(root: Path) -> None:
+    batches = data(root, workers=2, steps_per_epoch=50).train_dataloader()
+    others = set(psutil.Process().children())
+    walk = iter(batches)
+    next(walk)
+    worker, other = set(psutil.Process().children()) - others
+    worker.kill()
+    with pytest.raises(RuntimeError, match="reads data ended with exit code -9: it was killed, perhaps for lack of me"):
+        for _ in walk:
+            pass
+    assert not other.is_running()
+    assert fingerprint(batches) == fingerprint(list(data(root, steps_per_epoch=100).train_dataloader())[50:])
+
+
+TRAINING = """
+import sys
+from clocks import data
+batches = data(sys.argv[1], workers=2, start_method=sys.argv[2]).train_dataloader()
+if __name__ == "__main__":
+    next(iter(batches))
+    print("reading", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_end_when_the_main_process_is_killed(
+    root: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "training.py").write_text(TRAINING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    command = [sys.executable, str(tmp_path / "training.py"), str(root), method]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as main:
+        assert main.stdout is not None
+        assert main.stdout.readline() == b"reading\n"
+        workers = psutil.Process(main.pid).children(recursive=True)
+        main.kill()
+    assert len(workers) >= 2
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert left == []
 
 
 @pytest.mark.parametrize("each", [3, None])
