@@ -145,7 +145,7 @@ class Windows(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         if self.encoding != "jpeg":
             return torch.from_numpy(np.array(pictures[start : start + LENGTH]))
         out = np.empty((LENGTH, *SHAPE), np.uint8)
-        decode(pictures, range(start, start + LENGTH), out)
+        decode("jpeg", pictures, range(start, start + LENGTH), out)
         return torch.from_numpy(out)
 
 

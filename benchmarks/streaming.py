@@ -31,7 +31,6 @@ from rich.table import Table
 
 from benchmarks import contenders
 from benchmarks.contenders import BATCH, SHAPE, STEPS, Batches, episode
-from data_pipelines.encodings import SUFFIXES
 from data_pipelines.pack import pack, shard_sizes
 from data_pipelines.plan import Level, ShuffledWindows
 from data_pipelines.shards import Packed, write_shard
@@ -40,6 +39,7 @@ from lightning_jepa.evaluation.results import Figure, Results, Rows, save
 
 CEILING, LOADER = "flat arrays", "flat arrays, in workers"
 LIBRARIES = {"webdataset": "webdataset", "litdata": "litdata", "mosaicml": "streaming"}  # and their modules
+ENCODINGS = ("raw", "zstd", "jpeg")
 MANY, FEW = 1000, 10  # shards
 _WARM, _REST = 2.0, 0.3  # seconds
 TARGETS = {
@@ -89,9 +89,9 @@ def made(folder: Path, episodes: int, libraries: list[str]) -> dict[str, int]:
         contenders.Flat.write(folder, episodes)
         for name in libraries:
             if name != "webdataset":  # it reads this project's shards
-                for encoding in track(list(SUFFIXES), f"packing for {name}"):
+                for encoding in track(list(ENCODINGS), f"packing for {name}"):
                     getattr(contenders, f"write_{name}")(folder / f"{name}_{encoding}", encoding, episodes)
-    for encoding in SUFFIXES:
+    for encoding in ENCODINGS:
         shards(folder / f"ours_{encoding}", episodes, 20, encoding)
     whole.touch()
     stores = [path for path in folder.iterdir() if path.is_dir() and path.name != "cache"]
@@ -105,7 +105,7 @@ def all_of(folder: Path, episodes: int, libraries: list[str], workers: int) -> d
     ways: dict[str, Callable[[], Batches]] = {CEILING: partial(contenders.flat, folder, episodes, 0)}
     if workers:
         ways[LOADER] = partial(contenders.flat, folder, episodes, workers)
-    for encoding in SUFFIXES:
+    for encoding in ENCODINGS:
         name = f"ours_{encoding}"
         ways[name] = partial(contenders.ours, folder / name, folder / "cache", workers)
         for other in libraries:
@@ -178,7 +178,7 @@ def ratios(turns: dict[int, Turns], libraries: list[str]) -> Rows:
         ratio(found[f"ours_{encoding}"], found[f"{name}_{encoding}_{each}"])
         for found in turns.values()
         for name in libraries
-        for encoding in SUFFIXES
+        for encoding in ENCODINGS
         for each in (1, 8)
     ]
     if least:

@@ -33,7 +33,7 @@ class EpisodeData(L.LightningDataModule):
     Args:
         root: where the data set lies: a folder or what `Store` opens.
         levels: `{length, stride}` of each level's windows: frames, and world steps between them.
-        store: opens the root; None opens local folders of raw or jpeg shards.
+        store: opens the root; None opens local folders, but not of zstd shards.
         batch_size: windows of each level in a batch, for each rank.
         steps_per_epoch: training batches in an epoch, for each rank; None for as many as take all windows once.
         workers: processes that read; 0 reads in the training process, which is fastest for small frames.

@@ -1,8 +1,9 @@
-"""How the pictures of an episode lie in a shard: raw, zstd (smaller while stored), or jpeg (smaller, with loss).
+"""How the pictures of an episode lie in a shard: raw, zstd (smaller while stored), or with loss as jpeg or video.
 
     raw    KEY.observations.npy      read in place, any frame alone
     zstd   KEY.observations.npy.zst  the same array in one zstd frame; unpacked once, into the cache
     jpeg   KEY.observations.jpgs     JPEG, 4:4:4, a file for each frame, one after the other; any frame alone
+    video  KEY.observations.mp4      H.264, see film.py; smallest, and slowest to read
 
 A jpgs member begins with F + 1 little-endian uint64, where each of its F frames starts and where the last one ends.
 Legend: F frames of an episode, n frames asked for, C H W image.
@@ -17,7 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIXES = {"raw": "npy", "zstd": "npy.zst", "jpeg": "jpgs"}
+from data_pipelines import film
+
+SUFFIXES = {"raw": "npy", "zstd": "npy.zst", "jpeg": "jpgs", "video": "mp4"}
+DECODED = ("jpeg", "video")  # window by window; the others are copied as they lie
 _QUALITY = 95
 _COLOURS = {1: "GRAY", 3: "RGB"}
 
@@ -32,10 +36,12 @@ def check(encoding: str, channels: int) -> None:
         raise ValueError(f"encoding={encoding!r}: choose one of {list(SUFFIXES)}")
     if encoding == "zstd":
         _zstandard()
-    if encoding == "jpeg":
-        _simplejpeg()
+    if encoding in DECODED:
+        _ = _simplejpeg() if encoding == "jpeg" else film.library()
         if channels not in _COLOURS:
-            raise ValueError(f"encoding='jpeg' holds pictures of 1 or 3 channels, not {channels}: choose raw or zstd")
+            raise ValueError(
+                f"encoding={encoding!r} holds pictures of 1 or 3 channels, not {channels}: choose raw or zstd"
+            )
 
 
 def npy(array: NDArray[Any]) -> bytes:
@@ -53,6 +59,8 @@ def encode(encoding: str, frames: NDArray[np.uint8]) -> bytes:
         case "zstd":
             packed: bytes = _zstandard().ZstdCompressor(level=3).compress(npy(frames))
             return packed
+        case "video":
+            return film.encode(frames)
         case _:
             colours = _COLOURS[frames.shape[1]]
             pictures = [
@@ -80,12 +88,15 @@ def unpack(member: NDArray[np.uint8]) -> bytes:
     return unpacked
 
 
-def decode(member: NDArray[np.uint8], frames: range, out: NDArray[np.uint8]) -> None:
-    """Some frames of a jpgs member into out [n, C, H, W].
+def decode(encoding: str, member: NDArray[np.uint8], frames: range, out: NDArray[np.uint8]) -> None:
+    """Some frames of a member in one of the `DECODED` encodings into out [n, C, H, W].
 
     Raises:
         ValueError: if they are damaged.
     """
+    if encoding == "video":
+        film.decode(member, frames, out)
+        return
     count = int(member[:8].view("<u8")[0]) // 8 if len(member) >= 8 else 0
     if frames[-1] + 1 >= count or 8 * count > len(member):
         raise ValueError(f"no table of {frames[-1] + 1} frames")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipelines import index
-from data_pipelines.encodings import check, decode, unpack
+from data_pipelines.encodings import DECODED, check, decode, unpack
 from data_pipelines.schema import ARRAYS, MANIFEST, Episode, Manifest
 from data_pipelines.shards import MEND, member_damage, size_damage
 from data_pipelines.store import Cache, Folder, Location
@@ -147,9 +147,11 @@ class EpisodeFolder:
         member = self.content(number)[base : base + size]
         frames = range(start, start + (length - 1) * stride + 1, stride)
         try:
-            decode(member, frames, out.reshape(length, *self.manifest.observation_shape))
+            decode(self.encoding, member, frames, out.reshape(length, *self.manifest.observation_shape))
         except ValueError as error:
-            raise self._damaged(number, f"{self._name(number)}.observations.jpgs: {error}") from error
+            raise self._damaged(
+                number, f"{self._name(number)}.{index.suffix('observations', self.encoding)}: {error}"
+            ) from error
 
     def ready(self, numbers: NDArray[np.int64]) -> bool:
         """Whether all of these episodes are known to be good, and can be copied as they are."""
@@ -158,7 +160,7 @@ class EpisodeFolder:
     @property
     def decoded(self) -> bool:
         """Whether pictures are decoded, not copied."""
-        return self.encoding == "jpeg"
+        return self.encoding in DECODED
 
     def content(self, number: int) -> NDArray[np.uint8]:
         """The bytes of the shard that an episode is in, once they are known to be good."""

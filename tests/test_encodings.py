@@ -1,4 +1,4 @@
-"""Encodings: zstd gives back every byte, jpeg nearly; both stream like raw."""
+"""Encodings: zstd gives back every byte, jpeg and video nearly; all stream like raw."""
 
 from __future__ import annotations
 
@@ -34,19 +34,23 @@ def test_zstd_and_raw_give_back_every_byte(frames: np.ndarray) -> None:
     assert np.array_equal(np.load(io.BytesIO(raw)), frames)
 
 
-@settings(deadline=None)
-@given(st.integers(1, 5), st.sampled_from([1, 3]), st.integers(4, 20), st.integers(0, 99))
-def test_jpeg_gives_back_any_frames_nearly(count: int, channels: int, side: int, seed: int) -> None:
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from(["jpeg", "video"]), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(4, 20),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_any_frames_come_back_nearly(encoding: str, count: int, channels: int, side: int, seed: int) -> None:
     chance = np.random.default_rng(seed)
     coarse = chance.integers(256, size=(count, channels, 2, 2)).astype(np.float64)
     ramp = np.linspace(0, 1, side)
     mix = np.stack([1 - ramp, ramp])
     frames = np.einsum("nkij,iy,jx->nkyx", coarse, mix, mix).round().astype(np.uint8)  # smooth pictures
-    member = bytes_(encode("jpeg", frames))
-    for asked in (range(count), range(count - 1, count), range(0, count, 2)):
+    member = bytes_(encode(encoding, frames))
+    assert encode(encoding, frames) == member.tobytes()
+    for asked in (range(count), range(count - 1, count), range(count // 2, count, 2), range(count // 3, count, 5)):
         out = np.empty((len(asked), channels, side, side), np.uint8)
-        decode(member, asked, out)
-        assert np.abs(out.astype(int) - frames[asked.start : asked.stop : asked.step]).mean() < 4
+        decode(encoding, member, asked, out)
+        assert np.abs(out.astype(int) - frames[asked.start : asked.stop : asked.step]).mean() < {"jpeg": 4, "video": 12}[encoding]
 
 
 def test_damaged_members_are_refused() -> None:
@@ -55,14 +59,19 @@ def test_damaged_members_are_refused() -> None:
     member = bytes_(encode("jpeg", clock(0).observations))
     out = np.empty((2, 3, 4, 5), np.uint8)
     with pytest.raises(ValueError, match="no table of 43 frames"):
-        decode(member, range(41, 43), out)
+        decode("jpeg", member, range(41, 43), out)
     with pytest.raises(ValueError, match="no table"):
-        decode(member[:4], range(2), out)
+        decode("jpeg", member[:4], range(2), out)
+    film = bytes_(encode("video", clock(0).observations))
+    with pytest.raises(ValueError, match="frame 41 is missing"):
+        decode("video", film, range(40, 43), np.empty((3, 3, 4, 5), np.uint8))
+    with pytest.raises(ValueError, match="no film"):
+        decode("video", film[:100], range(2), out)
     with pytest.raises(ValueError, match=r"has \(4, 5\) pixels, expected \(5, 5\)"):
-        decode(member, range(2), np.empty((2, 3, 5, 5), np.uint8))
+        decode("jpeg", member, range(2), np.empty((2, 3, 5, 5), np.uint8))
 
 
-@pytest.mark.parametrize("encoding", ["zstd", "jpeg"])
+@pytest.mark.parametrize("encoding", ["zstd", "jpeg", "video"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_encodings_stream_alike(encoding: str, workers: int, tmp_path: Path) -> None:
     shards, shape = [[STEPS, 30, 24], [25, STEPS]], (3, 16, 16)  # frames of one colour each are exact in jpeg too
@@ -78,8 +87,8 @@ def test_all_encodings_stream_alike(encoding: str, workers: int, tmp_path: Path)
         assert fingerprint(streams["zstd"].val_dataloader()) == fingerprint(streams["raw"].val_dataloader())
     else:
         pairs = zip(*(stream.train_dataloader() for stream in streams.values()), strict=True)
-        for raw, jpeg in pairs:
-            for one, two in zip(raw, jpeg, strict=True):
+        for raw, lossy in pairs:
+            for one, two in zip(raw, lossy, strict=True):
                 assert one.times.equal(two.times)
                 assert one.actions.equal(two.actions)
                 assert (one.observations.int() - two.observations.int()).abs().max() <= 3
@@ -116,11 +125,15 @@ def test_a_damaged_zstd_member_is_named(tmp_path: Path) -> None:
 
 
 def test_encodings_that_cannot_be_used_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"encoding='png': choose one of \['raw', 'zstd', 'jpeg'\]"):
+    with pytest.raises(ValueError, match=r"encoding='png': choose one of \['raw', 'zstd', 'jpeg', 'video'\]"):
         check("png", 3)
-    with pytest.raises(ValueError, match="pictures of 1 or 3 channels, not 2: choose raw or zstd"):
-        check("jpeg", 2)
+    for encoding in ("jpeg", "video"):
+        with pytest.raises(ValueError, match="pictures of 1 or 3 channels, not 2: choose raw or zstd"):
+            check(encoding, 2)
     for name, encoding in (("zstandard", "zstd"), ("simplejpeg", "jpeg")):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ValueError, match=rf"needs {name}: pip install 'lightning_jepa\[encodings\]'"):
             check(encoding, 3)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"videos need PyAV: pip install 'lightning_jepa\[video\]'"):
+        check("video", 3)

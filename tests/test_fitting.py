@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,20 @@ def test_waiting_and_skipping_are_logged(shards: str, tmp_path: Path) -> None:
     assert float(fitting.callback_metrics["data/skipped"]) == 0
     assert episodes.stream is not None
     assert episodes.stream.waited > 0
+
+
+def test_what_is_skipped_is_logged(shards: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    shard = min((damaged / "train").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1  # a byte of the first episode's first member
+    shard.write_bytes(content)
+    episodes = data(str(damaged), on_damage="skip", skip_limit=1.0)
+    fitting = trainer(tmp_path, DataWatch())
+    fitting.fit(stage(), episodes)
+    assert episodes.stream is not None
+    assert float(fitting.callback_metrics["data/skipped"]) == episodes.stream.skipped > 0
 
 
 def test_a_collapsed_fit_is_stopped(shards: str, tmp_path: Path) -> None:

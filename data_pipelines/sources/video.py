@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import dropwhile, islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_pipelines import film
 from data_pipelines.commands import run
 from data_pipelines.pictures import channels_first
 from data_pipelines.schema import Episode, Manifest
@@ -200,7 +200,7 @@ def _frames(path: Path, numbers: range) -> Iterator[Any]:
 @contextmanager
 def _video(path: Path) -> Iterator[tuple[Any, Any]]:
     """A file's container and its first video stream."""
-    av = _av()
+    av = film.library()
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
@@ -208,14 +208,6 @@ def _video(path: Path) -> Iterator[tuple[Any, Any]]:
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as video: {error.strerror}") from error
-
-
-def _av() -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError("videos need PyAV: pip install 'lightning_jepa[video]'") from error
-    return av
 
 
 def video(given: argparse.Namespace) -> dict[str, Manifest]:
