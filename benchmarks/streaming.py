@@ -40,8 +40,8 @@ from lightning_jepa.evaluation.results import Figure, Results, Rows, save
 CEILING, LOADER = "flat arrays", "flat arrays, in workers"
 LIBRARIES = {"webdataset": "webdataset", "litdata": "litdata", "mosaicml": "streaming"}  # and their modules
 ENCODINGS = ("raw", "zstd", "jpeg")
-MANY, FEW = 1000, 10  # shards
-_WARM, _REST = 2.0, 0.3  # seconds
+MANY, FEW, IN_THEM = 1000, 10, 4000  # shards, and the episodes in all of them
+_REST = 0.3  # seconds
 TARGETS = {
     "ratio_to_ceiling": ("raw, in process, to the flat arrays", 0.85),
     "ratio_to_ceiling_2_workers": ("raw, 2 workers, to the flat arrays in process", 0.7),
@@ -127,12 +127,14 @@ def rate(batches: Batches, seconds: float, ahead: int = 0) -> float:
     return count * BATCH / (time.perf_counter() - began)
 
 
-def measure(ways: dict[str, Callable[[], Batches]], rounds: int, seconds: float, workers: int, what: str) -> Turns:
+def measure(
+    ways: dict[str, Callable[[], Batches]], rounds: int, seconds: float, workers: int, what: str, warm: float = 2.0
+) -> Turns:
     """Let every way but the first run once in each round, between two runs of the first."""
     running = {}
     for name, start in track(list(ways.items()), f"warming {what}", auto_refresh=False):
         running[name] = start()
-        rate(running[name], _WARM)  # shards are mapped and compared with their hashes, processes are up
+        rate(running[name], warm)  # shards are mapped and compared with their hashes, processes are up
     first, *others = ways
     turns: Turns = {name: [] for name in others}
     order = list(chain.from_iterable(random.sample(others, len(others)) for _ in range(rounds)))
@@ -222,7 +224,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="each contender runs once in each")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each run of each contender")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="numbers of worker processes")
-    parser.add_argument("--folder", type=Path, help="where the data are made, and left for the next time (4 + 3 GB)")
+    parser.add_argument("--folder", type=Path, help="where the data are made, and left for the next time (14 GB)")
     parser.add_argument("--results", type=Path, default=Path("results/streaming.json"), help="the file to write")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -240,9 +242,9 @@ def main() -> None:
             )
             for workers in sorted({0, *given.workers}, reverse=True)  # no process is forked from one that runs threads
         }
-        stores = {count: shards(folder / f"shards_{count}", MANY, MANY // count) for count in (FEW, MANY)}
+        stores = {count: shards(folder / f"shards_{count}", IN_THEM, IN_THEM // count) for count in (FEW, MANY)}
         ways = {str(count): partial(contenders.ours, root, folder / "cache", 0) for count, root in stores.items()}
-        numbers = measure(ways, 2 * given.rounds, given.seconds, 0, f"{FEW} and {MANY} shards")[str(MANY)]
+        numbers = measure(ways, 3 * given.rounds, given.seconds, 0, f"{FEW} and {MANY} shards", warm=8)[str(MANY)]
     metrics = {**ratios(turns, libraries), "ratio_1000_shards_to_10": figure([turn.share for turn in numbers])}
     table = rows_of(turns, sizes, given.episodes * (STEPS + 1))
     show(metrics, table)
@@ -259,6 +261,7 @@ def main() -> None:
             "episodes": f"{given.episodes} of {STEPS + 1} frames {SHAPE}, sensor noise of 3 grey levels, all in memory",
             "windows": f"{contenders.LENGTH} frames at stride 1 with their actions, {BATCH} in a batch",
             "intervals": f"medians of {given.rounds} rounds, from the least to the largest of them",
+            "shards": f"{IN_THEM} episodes in {FEW} and in {MANY} shards",
             "ceiling": "flat arrays read in a plain loop in process, just before and after each run",
             "libraries": "rows _1 and _8 cut as many windows from each episode read; ratios are to _8",
         },

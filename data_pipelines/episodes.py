@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data_pipelines import index
 from data_pipelines.encodings import DECODED, check, decode, unpack
 from data_pipelines.schema import ARRAYS, MANIFEST, Episode, Manifest
-from data_pipelines.shards import MEND, member_damage, size_damage
+from data_pipelines.shards import AT_ONCE, MEND, member_damage, size_damage
 from data_pipelines.store import Cache, Folder, Location
 
 _ITEM = {name: np.dtype(dtype).itemsize for name, dtype in ARRAYS.items()}
@@ -267,7 +267,7 @@ class EpisodeFolder:
         """Write all arrays of a zstd shard, one after the other."""
         content = mapped(self.location.local(self.manifest.shards[shard]))
         first = int(self._firsts[shard])
-        with open(beside, "wb") as file:
+        with open(beside, "wb", buffering=AT_ONCE) as file:
             for place in range(self.manifest.shards[shard].episodes):
                 number = first + place
                 if (problem := member_damage(content, self.rows[number], place, self.encoding)) is not None:

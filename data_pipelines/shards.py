@@ -27,6 +27,8 @@ MEND = (
     "Data that were copied, copy again"
 )
 
+AT_ONCE = 8 << 20  # bytes that are written at once, so that the system can keep them in huge pages
+
 
 class Packed(NamedTuple):
     """A shard that was written: its record, the rows of the index, and the shapes that all of its episodes have."""
@@ -58,7 +60,7 @@ def write_shard(
     lengths: list[int] = []
     shapes: tuple[tuple[int, ...], ...] | None = None
     sums: NDArray[np.int64] = np.zeros(0, np.int64)
-    with open(beside, "wb") as file:
+    with open(beside, "wb", buffering=AT_ONCE) as file:
         with TarWriter(file, mtime=0, encoder=False) as tar:
             for count, (episode, meta) in enumerate(episodes):
                 key = index.key(number, count)
