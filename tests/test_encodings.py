@@ -45,7 +45,7 @@ def test_any_frames_come_back_nearly(encoding: str, count: int, channels: int, s
     ramp = np.linspace(0, 1, side)
     mix = np.stack([1 - ramp, ramp])
     frames = np.einsum("nkij,iy,jx->nkyx", coarse, mix, mix).round().astype(np.uint8)  # smooth pictures
-    member = bytes_(encode(encoding, frames))
+    member, nearly = bytes_(encode(encoding, frames)), {"jpeg": 4, "video": 12}[encoding]
     assert encode(encoding, frames) == member.tobytes()
     for asked in (range(count), range(count - 1, count), range(count // 2, count, 2), range(count // 3, count, 5)):
         out = np.empty((len(asked), channels, side, side), np.uint8)
