@@ -56,8 +56,7 @@ def further_table(results: Results, name: str) -> str:
     if name not in results.tables:
         raise ValueError(f"the results of {results.experiment} have no table {name!r}, only {list(results.tables)}")
     table = results.tables[name]
-    empty: Rows = {}
-    columns = list(max(table.values(), key=len, default=empty))
+    columns = max((list(row) for row in table.values()), key=lambda names: len(names), default=[])
     header = f"{_words(name)} | n | " + " | ".join(_words(column) for column in columns)
     return _table(header, [_row(row, figures, columns) for row, figures in table.items()]) + "\n"
 
