@@ -100,11 +100,11 @@ def decode(encoding: str, member: NDArray[np.uint8], frames: range, out: NDArray
     count = int(member[:8].view("<u8")[0]) // 8 if len(member) >= 8 else 0
     if frames[-1] + 1 >= count or 8 * count > len(member):
         raise ValueError(f"no table of {frames[-1] + 1} frames")
-    starts = member[: 8 * count].view("<u8")
-    simplejpeg, colours = _simplejpeg(), _COLOURS[out.shape[1]]
+    starts, content = member[: 8 * count].view("<u8").tolist(), member.data
+    decompress, colours, shape = _simplejpeg().decode_jpeg, _COLOURS[out.shape[1]], (*out.shape[2:], out.shape[1])
     for row, frame in enumerate(frames):
-        picture = simplejpeg.decode_jpeg(member[int(starts[frame]) : int(starts[frame + 1])], colours)
-        if picture.shape[:2] != out.shape[2:]:
+        picture = decompress(content[starts[frame] : starts[frame + 1]], colours)
+        if picture.shape != shape:
             raise ValueError(f"frame {frame} has {picture.shape[:2]} pixels, expected {out.shape[2:]}")
         out[row] = picture.transpose(2, 0, 1)
 
