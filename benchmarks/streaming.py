@@ -272,7 +272,7 @@ def main() -> None:
         protocol={
             "episodes": f"{given.episodes} of {STEPS + 1} frames {SHAPE}, sensor noise of 3 grey levels, all in memory",
             "windows": f"{contenders.LENGTH} frames at stride 1 with their actions, {BATCH} in a batch",
-            "intervals": f"medians of {given.rounds} rounds, of {3 * given.rounds} for the ratios to the ceiling and to "
+            "intervals": f"medians of {given.rounds} rounds, {3 * given.rounds} for the ratios to the ceiling and to "
             "10 shards, from the least to the largest of them",
             "shards": f"{IN_THEM} episodes in {FEW} and in {MANY} shards",
             "ceiling": "flat arrays read in a plain loop in process, just before and after each run",
