@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from data_pipelines.datamodule import EpisodeData
 from data_pipelines.encodings import decode, encode, unpack
-from data_pipelines.schema import Episode
+from data_pipelines.schema import Episode, episode_of
 from data_pipelines.store import Store
 
 STEPS, SHAPE, LENGTH, BATCH = 99, (3, 64, 64), 16, 32
@@ -48,8 +48,7 @@ def episode(number: int) -> Episode:
         disc = (x - place[0]) ** 2 + (y - place[1]) ** 2 < 64
         frames[t] = np.clip(np.where(disc, 220, texture) + chance.normal(0, 3, SHAPE), 0, 255)
     actions = np.tile(velocity, (STEPS, 1)).astype(np.float32)
-    nothing = np.empty((STEPS + 1, 0), np.float32)
-    return Episode(frames, actions, nothing, nothing, nothing)
+    return episode_of(frames, actions=actions)
 
 
 class Flat(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -1,12 +1,13 @@
 """Collection: a world and a policy -> shards. This is the "agency" data stream: what is seen depends on actions.
 
-Legend: B episodes (those of one shard, simulated at once), T actions, C H W image, A action, N truth.
+Legend: B episodes (those of one shard, simulated at once), T actions, C H W image, A action, P body, K energies,
+N truth, H actions of a plan.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from torch import Generator, Tensor
 
 from data_pipelines.encodings import check
 from data_pipelines.pack import pack, shard_sizes
-from data_pipelines.schema import Episode, Manifest
+from data_pipelines.schema import ARRAYS, Episode, Manifest
 from data_pipelines.shards import Packed, write_shard
 from lightning_jepa.protocols import World
 
@@ -39,16 +40,40 @@ class LaidOutWorld(World, Protocol):
 
 
 class CollectionPolicy(Protocol):
-    """Who acts while data are collected, in B episodes at once."""
+    """Who acts while data are collected, in B episodes at once.
+
+    Attributes:
+        name: what the data set calls it.
+        goal: picture of what each episode is about, uint8 [B, C, H, W]; None for those without a goal.
+        planned: what Mode-2 found at the observations shown last, [B, H * A], NaN in episodes where it did not plan;
+            None for policies that never plan.
+        weights: u, those of the intrinsic cost that it minimises, [B, K]; None without.
+    """
 
     name: str
+    goal: Tensor | None
+    planned: Tensor | None
+    weights: Tensor | None
 
     def reset(self, world: Any, layouts: Tensor, generator: Generator) -> Tensor:
         """Begin an episode in each of the layouts [B]: returns the states [B, ...] in which they start."""
         ...
 
-    def act(self, observations: Tensor) -> Tensor:
-        """Observations uint8 [B, C, H, W] -> actions [B, A]."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """What is seen, uint8 [B, C, H, W], and felt, [B, P] -> actions [B, A]."""
+        ...
+
+
+class Energies(Protocol):
+    """Intrinsic energies that need nothing but the body and actions (`lightning_jepa.cost.intrinsic`)."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the K energies."""
+        ...
+
+    def felt(self, body: Tensor, actions: Tensor) -> Tensor:
+        """[..., P] and the actions [..., A] that led there -> [..., K]."""
         ...
 
 
@@ -67,6 +92,7 @@ class Collection:
         seed: of layouts, starts and actions.
         workers: processes; 0 collects in this one.
         encoding: of the observations, see `encodings.py`.
+        intrinsic: energies to record with each observation; None for none.
 
     Raises:
         ValueError: if a number is impossible, a split is unknown or the encoding can't hold the world's pictures.
@@ -82,6 +108,7 @@ class Collection:
         seed: int = 0,
         workers: int = 0,
         encoding: str = "raw",
+        intrinsic: Energies | None = None,
     ) -> None:
         unknown = set(episodes) - set(LAYOUTS)
         if unknown or not episodes or min(episodes.values()) < 1:
@@ -93,12 +120,14 @@ class Collection:
                 f"episodes_per_shard={episodes_per_shard}, workers={workers}: give at least 1 and at least 0"
             )
         check(encoding, world.observation_shape[0])
-        self.encoding = encoding
+        self.encoding, self.intrinsic = encoding, intrinsic
         self.world, self.policy, self.root = world, policy, Path(root)
         self.episodes = {str(split): int(count) for split, count in episodes.items()}
         self.episodes_per_shard, self.seed, self.workers = episodes_per_shard, seed, workers
         # Read before anything is simulated, when the objects hold nothing but their settings.
-        self._settings = {"world": settings(world), "layouts": settings(world.layouts), "policy": settings(policy)}
+        parts = {"world": world, "layouts": world.layouts, "policy": policy}
+        self._settings = {name: settings(part) for name, part in parts.items()}
+        self._settings["energies"] = {"names": list(intrinsic.names) if intrinsic is not None else []}
 
     def run(self) -> dict[str, Manifest]:
         """Make all shards that are not there yet, then the manifests; returns one for each split.
@@ -116,6 +145,8 @@ class Collection:
             self._configuration(split),
             split,
             self.encoding,
+            body_names=self.world.body_names,
+            energy_names=self.intrinsic.names if self.intrinsic is not None else (),
             truth_names=self.world.truth_names,
             workers=self.workers,
         )
@@ -132,7 +163,7 @@ class Collection:
         generator = Generator().manual_seed(int.from_bytes(entropy[:7]))
         ids = self.world.layouts.ids(LAYOUTS[split])
         layouts = ids[torch.randint(len(ids), (count,), generator=generator)]
-        batch = record(self.world, self.policy, layouts, generator)
+        batch = record(self.world, self.policy, layouts, generator, self.intrinsic)
         meta = {"world": self.world.name, "policy": self.policy.name, "seed": self.seed, "stream": "agency"}
         episodes = (
             (Episode(*(array[row] for array in batch)), {**meta, "layout": int(layouts[row])}) for row in range(count)
@@ -140,20 +171,35 @@ class Collection:
         return write_shard(self.root / split, number, episodes, self.encoding)
 
 
-def record(world: World, policy: CollectionPolicy, layouts: Tensor, generator: Generator) -> Episode:
+def record(
+    world: World, policy: CollectionPolicy, layouts: Tensor, generator: Generator, intrinsic: Energies | None = None
+) -> Episode:
     """Let the policy act for one episode in each of the layouts [B]; the arrays have a leading axis of B."""
     b, steps = len(layouts), world.episode_steps
     observation = world.reset(layouts, policy.reset(world, layouts, generator))
     observations = np.empty((b, steps + 1, *observation.shape[1:]), np.uint8)
-    actions = np.empty((b, steps, world.action_size), np.float32)
-    truth = np.empty((b, steps + 1, len(world.truth_names)), np.float32)
-    observations[:, 0], truth[:, 0] = observation.cpu(), world.truth().cpu()
+    observations[:, 0] = observation.cpu()
+    bodies, truths, actions, plans = [world.body()], [world.truth()], [], []
     for t in range(steps):
-        action = policy.act(observation)
-        observation = world.step(action)
-        actions[:, t], observations[:, t + 1], truth[:, t + 1] = action.cpu(), observation.cpu(), world.truth().cpu()
-    nothing = np.empty((b, steps + 1, 0), np.float32)  # no body, no energies
-    return Episode(observations, actions, nothing, nothing, truth)
+        actions.append(policy.act(observation, bodies[-1]))
+        plans.append(actions[-1][:, :0] if policy.planned is None else policy.planned)
+        observation = world.step(actions[-1])
+        observations[:, t + 1] = observation.cpu()
+        bodies.append(world.body())
+        truths.append(world.truth())
+    action, body = torch.stack(actions, 1), torch.stack(bodies, 1)
+    led = torch.cat([torch.zeros_like(action[:, :1]), action], 1)
+    parts = {
+        "actions": action,
+        "body": body,
+        "energies": body[..., :0] if intrinsic is None else intrinsic.felt(body, led),
+        "truth": torch.stack(truths, 1),
+        "plans": torch.stack(plans, 1),
+        "goal": observation.new_empty(b, 1, 0) if policy.goal is None else policy.goal.flatten(1)[:, None],
+        "weights": body.new_empty(b, 1, 0) if policy.weights is None else policy.weights[:, None],
+    }
+    arrays = {name: part.cpu().numpy().astype(ARRAYS[name]) for name, part in parts.items()}
+    return Episode(observations=observations, **arrays)
 
 
 def settings(thing: object) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipelines import index
 from data_pipelines.encodings import DECODED, check, decode, unpack
-from data_pipelines.schema import ARRAYS, MANIFEST, Episode, Manifest
+from data_pipelines.schema import ARRAYS, MANIFEST, Episode, Manifest, rows_of
 from data_pipelines.shards import AT_ONCE, MEND, member_damage, size_damage
 from data_pipelines.store import Cache, Folder, Location
 
@@ -82,7 +82,7 @@ class EpisodeFolder:
         self.content(number)
         own, arrays = np.array([number]), {}
         for name, dtype in ARRAYS.items():
-            count = int(self.actions[number]) + (name != "actions")
+            count = rows_of(name, int(self.actions[number]))
             raw = np.empty((1, count * self._row_bytes[name]), np.uint8)
             if name == "observations" and self.decoded:
                 self.decode(number, 0, count, 1, raw[0])
@@ -185,7 +185,9 @@ class EpisodeFolder:
     def cached_bytes(self, shard: int) -> int:
         """What a shard takes of the cache."""
         record = self.manifest.shards[shard]
-        unpacked = record.frames * sum(self._row_bytes.values()) if self.encoding == "zstd" else 0
+        own = self.actions[self.shard_of == shard]
+        unpacked = sum(int((rows_of(name, own) * self._row_bytes[name]).sum()) for name in ARRAYS)
+        unpacked = unpacked if self.encoding == "zstd" else 0
         return unpacked + (0 if isinstance(self.location, Folder) else record.bytes)
 
     @property
@@ -231,7 +233,7 @@ class EpisodeFolder:
 
     def _find_bases(self) -> dict[str, NDArray[np.int64]]:
         """Where in the mapped file each array of each episode begins: [E] for each."""
-        bytes_ = {name: (self.actions + (name != "actions")) * self._row_bytes[name] for name in ARRAYS}
+        bytes_ = {name: rows_of(name, self.actions) * self._row_bytes[name] for name in ARRAYS}
         if self.encoding == "zstd":
             # Unpacked files hold the arrays alone, one after the other.
             sizes = np.stack([bytes_[name] for name in ARRAYS], 1)
@@ -276,7 +278,7 @@ class EpisodeFolder:
                     offset, size, _ = self.rows[name][number].item()
                     member = content[offset : offset + size]
                     array = np.frombuffer(unpack(member), np.uint8) if name == "observations" else member
-                    bytes_ = (int(self.actions[number]) + (name != "actions")) * self._row_bytes[name]
+                    bytes_ = rows_of(name, int(self.actions[number])) * self._row_bytes[name]
                     file.write(array[len(array) - bytes_ :].data)
 
 

@@ -42,6 +42,7 @@ def pack(
     configuration: Mapping[str, Any],
     split: str,
     encoding: str,
+    body_names: Sequence[str] = (),
     energy_names: Sequence[str] = (),
     truth_names: Sequence[str] = (),
     workers: int = 0,
@@ -55,6 +56,7 @@ def pack(
         configuration: what decides the content. A folder that was begun with another one is refused.
         split: name of the split.
         encoding: of the observations.
+        body_names: of the body's columns.
         energy_names: of the energies' columns.
         truth_names: of the truth's columns.
         workers: processes; 0 makes shards in this one.
@@ -81,8 +83,9 @@ def pack(
             file.flush()
             progress.advance(bar, packed.shard.episodes)
     ordered = [done[number] for number in range(len(episodes))]
-    observation, action, body, energies, truth = _shapes(folder, ordered)
-    for what, names, width in (("energy", energy_names, energies), ("truth", truth_names, truth)):
+    observation, action, body, energies, truth, plans, goal, weights = _shapes(folder, ordered)
+    named = (("body", body_names, body), ("energy", energy_names, energies), ("truth", truth_names, truth))
+    for what, names, width in named:
         if len(names) != width[0]:
             raise ValueError(
                 f"{folder}: {what}_names {list(names)} name {len(names)} columns, the episodes have {width[0]}"
@@ -92,9 +95,12 @@ def pack(
         configuration=plain,
         observation_shape=(observation[0], observation[1], observation[2]),
         action_size=action[0],
-        body_size=body[0],
+        body_names=tuple(body_names),
         energy_names=tuple(energy_names),
         truth_names=tuple(truth_names),
+        plan_size=plans[0],
+        has_goal=goal[0] > 0,
+        weights_size=weights[0],
         encoding=encoding,
         shards=tuple(packed.shard for packed in ordered),
         index_sha256=index.write(folder, np.concatenate([packed.rows for packed in ordered])),

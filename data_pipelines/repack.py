@@ -31,6 +31,7 @@ def repack(given: argparse.Namespace) -> None:
                 {**manifest.configuration, "repacked": {"encoding": encoding, "episodes_per_shard": each}},
                 manifest.split,
                 encoding,
+                manifest.body_names,
                 manifest.energy_names,
                 manifest.truth_names,
                 given.workers,

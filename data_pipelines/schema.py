@@ -1,6 +1,6 @@
 """What an episode on disk holds, and the manifest that describes a folder of shards.
 
-Legend: T actions, so T + 1 observations; C H W image, A action, P body, K energies, N truth.
+Legend: T actions, so T + 1 observations; C H W image, A action, P body, K energies, N truth, H actions of a plan.
 """
 
 from __future__ import annotations
@@ -10,20 +10,30 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
-ARRAYS = {"observations": "uint8", "actions": "float32", "body": "float32", "energies": "float32", "truth": "float32"}
+Count = TypeVar("Count", int, NDArray[np.int64])
+ARRAYS = {
+    "observations": "uint8",
+    "actions": "float32",
+    "body": "float32",
+    "energies": "float32",
+    "truth": "float32",
+    "plans": "float32",
+    "goal": "uint8",
+    "weights": "float32",
+}
 
 
 class Episode(NamedTuple):
     """One sample of a shard. `actions[t]` leads from `observations[t]` to `observations[t + 1]`.
 
-    All arrays have T + 1 rows, the actions T. An axis of width 0 says that there is nothing of the kind.
+    An axis of width 0 says that there is nothing of the kind; see `episode_of`.
     """
 
     observations: NDArray[np.uint8]  # [T + 1, C, H, W]
@@ -31,6 +41,28 @@ class Episode(NamedTuple):
     body: NDArray[np.float32]  # [T + 1, P]: interoception
     energies: NDArray[np.float32]  # [T + 1, K]: intrinsic energies IC_k of what was observed
     truth: NDArray[np.float32]  # [T + 1, N]: exact simulator state, for probes alone, never for training
+    plans: NDArray[np.float32]  # [T, H * A]: what Mode-2 found at observation t; NaN where it did not plan
+    goal: NDArray[np.uint8]  # [1, C * H * W]: the picture of the goal
+    weights: NDArray[np.float32]  # [1, K]: those of the intrinsic cost that was minimised
+
+
+def rows_of(array: str, actions: Count) -> Count:
+    """How many rows an array has in an episode of so many actions."""
+    if array in ("goal", "weights"):
+        return actions * 0 + 1
+    return actions if array in ("actions", "plans") else actions + 1
+
+
+def episode_of(observations: NDArray[np.uint8], **given: NDArray[Any]) -> Episode:
+    """An episode of the arrays that there are; the others have an axis of width 0.
+
+    Args:
+        observations: uint8 [T + 1, C, H, W].
+        given: some of the other `ARRAYS`, of their types.
+    """
+    steps = len(observations) - 1
+    nothing = {name: np.empty((rows_of(name, steps), 0), dtype) for name, dtype in ARRAYS.items()}
+    return Episode(**{**nothing, **given, "observations": observations})
 
 
 @dataclass(frozen=True)
@@ -55,9 +87,12 @@ class Manifest:
     configuration: dict[str, Any]  # how the episodes came to be
     observation_shape: tuple[int, int, int]  # C, H, W
     action_size: int
-    body_size: int
+    body_names: tuple[str, ...]
     energy_names: tuple[str, ...]
     truth_names: tuple[str, ...]
+    plan_size: int  # numbers in a plan, H * A; 0 where nothing was planned
+    has_goal: bool
+    weights_size: int  # K where weights of the intrinsic cost are kept, else 0
     encoding: str  # of the observations
     shards: tuple[Shard, ...]
     index_sha256: str  # of the index file beside it
@@ -95,12 +130,16 @@ class Manifest:
     def widths(self) -> dict[str, int]:
         """Numbers in a row of each array: its size without the axis of time."""
         channels, height, width = self.observation_shape
-        named = {"energies": len(self.energy_names), "truth": len(self.truth_names)}
+        picture = channels * height * width
         return {
-            "observations": channels * height * width,
+            "observations": picture,
             "actions": self.action_size,
-            "body": self.body_size,
-            **named,
+            "body": len(self.body_names),
+            "energies": len(self.energy_names),
+            "truth": len(self.truth_names),
+            "plans": self.plan_size,
+            "goal": picture * self.has_goal,
+            "weights": self.weights_size,
         }
 
     @property

@@ -1,7 +1,7 @@
 """Shards: plain tar files of episodes that `tar tf` and the webdataset library read, and that can be memory-mapped.
 
-A sample is `KEY.observations.npy` (or another encoding), `KEY.actions.npy`, `KEY.body.npy`, `KEY.energies.npy`,
-`KEY.truth.npy`, `KEY.meta.json`. Members are not compressed by the tar, so an array is a part of the file.
+A sample is `KEY.observations.npy` (or another encoding), `KEY.NAME.npy` for each other array of an `Episode`, and
+`KEY.meta.json`. Members are not compressed by the tar, so an array is a part of the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_pipelines import index
 from data_pipelines.encodings import encode, npy
-from data_pipelines.schema import ARRAYS, Episode, Manifest, Shard
+from data_pipelines.schema import ARRAYS, Episode, Manifest, Shard, rows_of
 
 MEND = (
     "Run the command that made it again: it makes shards that are missing or damaged once more. "
@@ -95,12 +95,14 @@ def _checked(episode: Episode, before: tuple[tuple[int, ...], ...] | None, what:
     steps = len(episode.actions)
     for name, dtype in ARRAYS.items():
         array, axes = getattr(episode, name), 4 if name == "observations" else 2
-        expected = steps + (name != "actions")
+        expected = rows_of(name, steps)
         if array.dtype != dtype or array.ndim != axes or len(array) != expected:
             raise ValueError(
                 f"{what} has {name} {array.dtype} {list(array.shape)}; with {steps} actions it needs {dtype}, "
                 f"{axes} axes and {expected} rows (an episode of T actions has T + 1 observations)"
             )
+    if episode.goal.size not in (0, episode.observations[0].size):
+        raise ValueError(f"{what} has a goal of {episode.goal.size} bytes; it is a picture like the observations")
     shapes = tuple(array.shape[1:] for array in episode)
     if steps < 1 or before not in (None, shapes):
         raise ValueError(

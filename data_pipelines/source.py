@@ -37,6 +37,11 @@ class Source(Protocol):
         ...
 
     @property
+    def body_names(self) -> tuple[str, ...]:
+        """Of the columns of the body."""
+        ...
+
+    @property
     def energy_names(self) -> tuple[str, ...]:
         """Of the columns of the energies."""
         ...
@@ -81,6 +86,7 @@ def pack_source(
             {**source.settings, **numbers},
             split,
             encoding,
+            source.body_names,
             source.energy_names,
             source.truth_names,
             workers,

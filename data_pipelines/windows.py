@@ -74,6 +74,9 @@ class WindowBatches:
             "body": (torch.float32, (b, t, manifest.widths["body"])),
             "energies": (torch.float32, (b, t, manifest.widths["energies"])),
             "truth": (torch.float32, (b, t, manifest.widths["truth"])),
+            "plans": (torch.float32, (b, t - 1, stride, manifest.widths["plans"])),
+            "goal": (torch.uint8, (b, *manifest.observation_shape) if manifest.has_goal else (b, 0)),
+            "weights": (torch.float32, (b, manifest.widths["weights"])),
             "times": (torch.int64, (b, t)),
             "mask": (torch.bool, (b,)),
         }
@@ -111,8 +114,10 @@ class WindowBatches:
                     self._substitute(rows, row, raw, last)
         for window, level, arrays, starts in zip(windows, self.levels, raw, rows.starts, strict=True):
             for name, array in arrays.items():
-                if name == "actions":
+                if name in ("actions", "plans"):
                     self.episodes.copy(rows.episodes, name, starts, level.steps, 1, array)
+                elif name in ("goal", "weights"):
+                    self.episodes.copy(rows.episodes, name, np.zeros_like(starts), 1, 1, array)
                 elif name != "observations" or not self.episodes.decoded:
                     self.episodes.copy(rows.episodes, name, starts, level.length, level.stride, array)
             window.times.numpy()[:] = starts[:, None] + np.arange(level.length) * level.stride

@@ -5,6 +5,7 @@ Legend: B batch, T time, C H W image, D state, A action, S candidates, H horizon
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor
@@ -39,8 +40,11 @@ class Predictor(Protocol):
 class WorldModel(Protocol):
     """What a planner needs of a world model: encoding and imagining."""
 
-    def encode(self, observations: Tensor) -> Tensor:
-        """uint8 [B, T, C, H, W] -> s [B, T, D]."""
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        """What is seen, uint8 [B, T, C, H, W], and felt, [B, T, P] -> s [B, T, D]; the body's part comes last.
+
+        None of the body is for what is only imagined, such as a goal: that part is zero then.
+        """
         ...
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
@@ -56,8 +60,44 @@ class Cost(Protocol):
         ...
 
 
+class Memory(Protocol):
+    """What remembers B episodes side by side (paper section 3, "Short-Term Memory"): N slots each."""
+
+    energies: Tensor  # [B, N, K]
+
+    @property
+    def capacity(self) -> int:
+        """N."""
+        ...
+
+    def pairs(self, delta: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, slots of tau and slots of tau + delta, [n] each, of all moments that far apart."""
+        ...
+
+    def kernel(self, queries: Tensor, embed: Callable[[Tensor], Tensor], bandwidth: float) -> Tensor:
+        """Similarity of states [B, Q, D] to each moment, [B, Q, N]."""
+        ...
+
+
+class Policy(Protocol):
+    """Mode-1: from a state straight to an action (paper section 3.1.1)."""
+
+    action_bound: float  # largest norm of an action
+
+    def act(self, s: Tensor, modulation: Modulation) -> Tensor:
+        """S [B, D] -> actions [B, A]."""
+        ...
+
+    def propose(self, s: Tensor, world_model: WorldModel, modulation: Modulation, horizon: int) -> Tensor:
+        """What it would do over the horizon, in imagination: [B, H, A]."""
+        ...
+
+
 class Planner(Protocol):
     """Mode-2: infer the action sequence of least total cost (paper section 3.1.2)."""
+
+    horizon: int  # actions in a plan
+    action_bound: float  # largest norm of an action
 
     def plan(
         self,
@@ -89,6 +129,7 @@ class World(Protocol):
     action_bound: float  # largest norm of an action
     episode_steps: int
     observation_shape: tuple[int, int, int]  # C, H, W
+    body_names: tuple[str, ...]  # of what the agent feels; none in worlds without a body
     truth_names: tuple[str, ...]
     state: Tensor  # [B, 2 or more]: exact, readable and settable
 
@@ -102,6 +143,10 @@ class World(Protocol):
 
     def render(self) -> Tensor:
         """The current observations, uint8 [B, C, H, W]."""
+        ...
+
+    def body(self) -> Tensor:
+        """What the agent feels of itself now, [B, P], named by `body_names`."""
         ...
 
     def truth(self) -> Tensor:

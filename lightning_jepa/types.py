@@ -23,6 +23,9 @@ class Window(NamedTuple):
     body: Tensor  # float32 [B, T, P]; P is 0 in worlds without a body
     energies: Tensor  # float32 [B, T, K]: intrinsic energies of what was observed; K is 0 where there are none
     truth: Tensor  # float32 [B, T, N]: exact simulator state, for probes alone, never for training
+    plans: Tensor  # float32 [B, T - 1, stride, H * A]: what Mode-2 found there; NaN where it did not plan
+    goal: Tensor  # uint8 [B, C, H, W]: the picture of the episode's goal; [B, 0] where there is none
+    weights: Tensor  # float32 [B, K]: u, those of the intrinsic cost that was minimised
     times: Tensor  # int64 [B, T]: steps since the episode began, the same clock on every level
     mask: Tensor  # bool [B]: False marks padding, which validation must not count
 
@@ -31,6 +34,8 @@ class Modulation(NamedTuple):
     """What the configurator sets for the task at hand (paper section 3, "Configurator")."""
 
     goal: Tensor  # [B, D]: the encoded goal
+    u: Tensor | None = None  # [B, K]: weights of the intrinsic cost's terms; 1 each where there are none
+    v: Tensor | None = None  # [B, J]: weights of the critics; 1 each where there are none
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,23 @@ UNEVEN = [[STEPS] * 4, [STEPS, 30, 25, STEPS, 24], [STEPS, STEPS]]  # eleven epi
 
 
 def clock(number: int, steps: int = STEPS, shape: tuple[int, int, int] = (3, 4, 5)) -> Episode:
-    """Pixels (number, t, ...), actions (number, t), body t, energies (-t, number), truth (number, t)."""
+    """Pixels (number, t, ...), actions (number, t), body t, energies (-t, number), truth (number, t), plans t, goal and
+    weights number.
+    """
     time = np.arange(steps + 1)
     observations = np.zeros((steps + 1, *shape), np.uint8)
     observations[:, 0], observations[:, 1:] = number, time[:, None, None, None]
     both = np.stack([np.full(steps + 1, number), time], 1).astype(np.float32)
-    return Episode(observations, both[:-1].copy(), both[:, 1:].copy(), -both[:, ::-1], both)
+    return Episode(
+        observations,
+        actions=both[:-1].copy(),
+        body=both[:, 1:].copy(),
+        energies=-both[:, ::-1],
+        truth=both,
+        plans=both[:-1, 1:].copy(),
+        goal=np.full((1, observations[0].size), number, np.uint8),
+        weights=np.full((1, 1), number, np.float32),
+    )
 
 
 def make(folder: Path, shards: list[list[int]], encoding: str, shape: tuple[int, int, int], number: int) -> Packed:
@@ -53,6 +64,7 @@ def write(
             {"shards": shards, "encoding": encoding},
             split,
             encoding,
+            body_names=("time",),
             energy_names=("backwards", "number"),
             truth_names=("number", "time"),
         )
@@ -96,4 +108,7 @@ def exactly(batch: tuple[Window, ...], levels: Iterable[dict[str, int]]) -> None
         assert torch.equal(window.body[..., 0], time.float())
         assert torch.equal(window.energies[..., 0], -time.float())
         assert torch.equal(window.truth[..., 1], time.float())
+        assert torch.equal(window.plans[..., 0], window.actions[..., 1])
+        assert torch.equal(window.goal[:, :, 0, 0].float(), number.expand(-1, window.goal.shape[1]))
+        assert torch.equal(window.weights, number)
         assert torch.equal(window.truth[..., 0], number.expand(-1, length))

@@ -15,7 +15,7 @@ def generator(seed: int = 0) -> Generator:
 class Centroid:
     """Sees the agent at the centroid of its spot. Imagines by adding actions up: knows no walls."""
 
-    def encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         spot = observations[:, :, 0].double()
         pixels = torch.arange(spot.shape[-1]).double() * 64 / (spot.shape[-1] - 1)
         mass = spot.sum((-1, -2)).clamp_min(1e-9)
@@ -63,7 +63,7 @@ class Cycle:
     def reset(self, goal_observations: Tensor) -> None:
         self.modulation = Modulation(goal=self.world_model.encode(goal_observations[:, None])[:, 0])
 
-    def act(self, observations: Tensor) -> Tensor:
+    def act(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         s = self.world_model.encode(observations[:, None])[:, 0]
         self.plan = self.planner.plan(s, self.world_model, self.cost, self.modulation)
         self.evaluations += self.plan.evaluations

@@ -37,7 +37,7 @@ class Plane(nn.Module):
         super().__init__()
         self.gain, self.wall, self.steps = nn.Parameter(torch.ones(())), wall, 0
 
-    def encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         return observations.flatten(2).float()
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:

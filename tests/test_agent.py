@@ -18,7 +18,7 @@ from lightning_jepa.types import Modulation, Plan
 class Counters:
     """A world whose picture [B, 1, 1, 2] holds two numbers to which actions are added; its own world model."""
 
-    def encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         return observations.flatten(2).float()
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ def test_a_manifest_of_another_schema_or_form_is_refused(collected: Path, tmp_pa
     content = json.loads((collected / "train" / MANIFEST).read_text())
     path = tmp_path / MANIFEST
     for broken, message in (
-        ({**content, "schema_version": 99}, "schema version 99, this code reads version 2"),
+        ({**content, "schema_version": 99}, "schema version 99, this code reads version 3"),
         ({name: value for name, value in content.items() if name != "shards"}, r"lacks \['shards'\]"),
         ({**content, "shards": []}, "lists no shards"),
         ([], "schema version None"),

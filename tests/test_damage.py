@@ -190,7 +190,11 @@ GOOD = clock(0)
         (GOOD._replace(actions=GOOD.actions.astype(np.float64)), r"actions float64 \[40, 2\].*needs float32, 2 axes"),
         (GOOD._replace(observations=GOOD.observations[:-1]), r"observations uint8 \[40, .*needs uint8, .* and 41 rows"),
         (GOOD._replace(body=GOOD.body[:, 0]), r"body float32 \[41\]"),
-        (Episode(*(array[:1] for array in GOOD))._replace(actions=GOOD.actions[:0]), "at least 1 action"),
+        (
+            Episode(*(array[:1] for array in GOOD))._replace(actions=GOOD.actions[:0], plans=GOOD.plans[:0]),
+            "at least 1",
+        ),
+        (GOOD._replace(goal=GOOD.goal[:, :5]), "a goal of 5 bytes"),
         (GOOD._replace(truth=GOOD.truth[:, :1]), r"the shapes of the episodes before it: \(\(3, 4, 5\), "),
         (clock(0, shape=(3, 4, 6)), "shapes of the episodes before it"),
     ],
@@ -226,4 +230,4 @@ def test_names_must_fit_the_columns(tmp_path: Path) -> None:
         return write_shard(tmp_path / "train", number, [(GOOD, {})])
 
     with pytest.raises(ValueError, match=r"truth_names \['x'\] name 1 columns, the episodes have 2"):
-        pack(tmp_path / "train", make, [1], {}, "train", "raw", ("a", "b"), ("x",))
+        pack(tmp_path / "train", make, [1], {}, "train", "raw", ("body",), ("a", "b"), ("x",))

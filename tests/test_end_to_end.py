@@ -245,8 +245,8 @@ def test_it_learns(tmp_path: Path) -> None:
     )
     with torch.no_grad():
         states = jepa.encode(observations)
-        error = jepa.energy(states, actions[:, :, 0], horizon=8).mean()
-        shuffled = jepa.energy(states, actions[:, :, 0].roll(1, 0), horizon=8).mean()
+        error = jepa.energies(states, actions[:, :, 0], horizon=8)["prediction"].mean()
+        shuffled = jepa.energies(states, actions[:, :, 0].roll(1, 0), horizon=8)["prediction"].mean()
         copied = (states[:, 1:] - states[:, :1]).square().mean()
     assert error < copied / 2
     assert error < shuffled / 2

@@ -38,7 +38,7 @@ class Blind(nn.Module):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(()))
 
-    def encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         pixels = torch.linspace(0, 64, observations.shape[-1])
         spot, walls = observations[:, :, 0].float(), observations[:, :, 1, 4:-4, 4:-4].float()
         mass = spot.sum((-1, -2)).clamp_min(1e-6)
@@ -77,7 +77,7 @@ class Cycle:
     def reset(self, goal_observations: Tensor) -> None:
         self.modulation = Modulation(goal=self.world_model.encode(goal_observations[:, None])[:, 0])
 
-    def act(self, observations: Tensor) -> Tensor:
+    def act(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         s = self.world_model.encode(observations[:, None])[:, 0]
         plan = self.planner.plan(s, self.world_model, self.cost, self.modulation)
         self.evaluations += plan.evaluations

@@ -57,7 +57,9 @@ def test_all_levels_teach_the_geometry(shards: str) -> None:
 def test_what_the_geometry_refuses() -> None:
     with pytest.raises(ValueError, match="windows of 2 states: a contrast over time needs at least 3"):
         TemporalContrast(nn.Identity())(torch.randn(2, 2, 3), 1)
-    with pytest.raises(ValueError, match=r"states of 7 numbers, .* for 8: set geometry.metric.state_size to 7"):
+    with pytest.raises(
+        ValueError, match=r"states of 7 numbers, .* for 8 and a body of 0: set geometry.metric.state_size"
+    ):
         MetricSpace(8)(torch.randn(2, 7))
 
 

@@ -159,7 +159,7 @@ def walked(
     observation = world.reset(layouts, policy.reset(world, layouts, generator))
     states, actions = [world.state], []
     for _ in range(steps):
-        actions.append(policy.act(observation))
+        actions.append(policy.act(observation, world.body()))
         observation = world.step(actions[-1])
         states.append(world.state)
     return torch.stack(states, 1), torch.stack(actions, 1), world

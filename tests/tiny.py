@@ -42,7 +42,9 @@ class Windows:
             empty = torch.zeros(4, 2, 0)
             times = torch.arange(2).expand(4, 2)
             mask = torch.ones(4, dtype=torch.bool)
-            yield (Window(pixels, torch.zeros(4, 1, 1, 2), empty, empty, empty, times, mask),)
+            none = torch.zeros(4, 0)
+            actions, plans = torch.zeros(4, 1, 1, 2), torch.zeros(4, 1, 1, 0)
+            yield (Window(pixels, actions, empty, empty, empty, plans, none, none, times, mask),)
 
     def __len__(self) -> int:
         return self.batches

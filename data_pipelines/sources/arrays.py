@@ -18,7 +18,7 @@ from rich.progress import track
 
 from data_pipelines.commands import run, splits
 from data_pipelines.episodes import EpisodeFolder
-from data_pipelines.schema import ARRAYS, Episode, Manifest
+from data_pipelines.schema import ARRAYS, Episode, Manifest, episode_of
 from data_pipelines.source import SPLITS, add_options, files_of, pack_given
 from data_pipelines.store import Cache
 
@@ -43,10 +43,8 @@ def load(path: Path, channels_last: bool = False) -> Episode:
     frames = found["observations"]
     if channels_last:
         frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))
-    for name, dtype in ARRAYS.items():
-        rows = len(frames) - (name == "actions")
-        found.setdefault(name, np.empty((rows, 0), dtype))
-    return Episode(frames, *(found[name].astype(ARRAYS[name]) for name in ARRAYS if name != "observations"))
+    others = {name: array.astype(ARRAYS[name]) for name, array in found.items() if name != "observations"}
+    return episode_of(frames, **others)
 
 
 class ArrayFiles:
@@ -55,6 +53,7 @@ class ArrayFiles:
     Args:
         patterns: of the files of each split.
         channels_last: observations are [T + 1, H, W, C].
+        body_names: of the columns; by default numbered.
         energy_names: of the columns; by default numbered.
         truth_names: of the columns; by default numbered.
 
@@ -66,12 +65,14 @@ class ArrayFiles:
         self,
         patterns: dict[str, str],
         channels_last: bool = False,
+        body_names: Sequence[str] | None = None,
         energy_names: Sequence[str] | None = None,
         truth_names: Sequence[str] | None = None,
     ) -> None:
         self.files = {split: files_of(split, patterns[split]) for split in SPLITS}
         self.channels_last = channels_last
         first = load(self.files["train"][0], channels_last)
+        self.body_names = _names("body", body_names, first.body.shape[1])
         self.energy_names = _names("energy", energy_names, first.energies.shape[1])
         self.truth_names = _names("truth", truth_names, first.truth.shape[1])
         files = {split: [path.name for path in paths] for split, paths in self.files.items()}
@@ -94,7 +95,8 @@ def _names(what: str, given: Sequence[str] | None, width: int) -> tuple[str, ...
 def into(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack `.npz` files."""
     patterns = {split: getattr(given, split) for split in SPLITS}
-    return pack_given(ArrayFiles(patterns, given.channels_last, given.energy_names, given.truth_names), given)
+    names = (given.body_names, given.energy_names, given.truth_names)
+    return pack_given(ArrayFiles(patterns, given.channels_last, *names), given)
 
 
 def back(given: argparse.Namespace) -> None:
@@ -125,6 +127,7 @@ def main() -> None:
     way.add_argument("--train", required=True, metavar="PATTERN", help="files to train on, such as 'mine/train/*.npz'")
     way.add_argument("--val", required=True, metavar="PATTERN", help="files to validate on")
     way.add_argument("--channels-last", action="store_true", help="observations are [T + 1, H, W, C]")
+    way.add_argument("--body-names", nargs="*", metavar="NAME", help="of the columns")
     way.add_argument("--energy-names", nargs="*", metavar="NAME", help="of the columns")
     way.add_argument("--truth-names", nargs="*", metavar="NAME", help="of the columns")
     way = ways.add_parser("export", help="shards -> one .npz file for each episode", formatter_class=show)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.commands import run
-from data_pipelines.schema import Episode, Manifest
+from data_pipelines.schema import Episode, Manifest, episode_of
 from data_pipelines.source import add_options, chance_of, pack_given
 
 HELD_OUT = 5  # every fifth of the library's pictures is for validation alone
@@ -70,6 +70,7 @@ class BouncingDigits:
         self.settings = {"source": "bouncing digits", **{name: getattr(self, name) for name in names}}
         # For each digit: its centre and velocity, pixels and pixels a step, and which digit it is.
         self.truth_names = tuple(f"{what}_{d}" for d in range(digits) for what in ("x", "y", "vx", "vy", "class"))
+        self.body_names = ()
         self.energy_names = ()
 
     def count(self, split: str) -> int:
@@ -79,7 +80,6 @@ class BouncingDigits:
     def episodes(self, split: str, numbers: range) -> Iterator[tuple[Episode, dict[str, Any]]]:
         """The episodes of these numbers."""
         pictures, classes = _pictures(split)
-        nothing = np.empty((self.steps + 1, 0), np.float32)
         for number in numbers:
             chance = chance_of(self.seed, split, number)
             chosen = chance.integers(len(pictures), size=self.digits)
@@ -89,7 +89,7 @@ class BouncingDigits:
             truth = np.concatenate([places + 4 * self.zoom - 0.5, velocities, kinds], -1).astype(np.float32)
             frames, seen = self._draw(sprites, places), truth.reshape(self.steps + 1, -1)
             meta = {"source": "bouncing digits", "stream": "passive observation", "seed": self.seed}
-            yield Episode(frames, nothing[1:], nothing, nothing, seen), meta
+            yield episode_of(frames, truth=seen), meta
 
     def _fly(self, chance: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Upper left corners and velocities (x, y): [T + 1, D, 2] each."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data_pipelines.commands import run
 from data_pipelines.encodings import check
 from data_pipelines.pictures import channels_first
-from data_pipelines.schema import Episode, Manifest
+from data_pipelines.schema import Episode, Manifest, episode_of
 from data_pipelines.source import add_options, chance_of, pack_given
 from data_pipelines.spaces import number_parts, picture_parts
 
@@ -67,6 +67,7 @@ class GymnasiumEpisodes:
         self.steps, self.side, self.seed, self.picture, self.infos = steps, side, seed, picture, list(infos)
         names = ("env_id", "arguments", "policy", "steps", "side", "seed", "picture", "infos")
         self.settings = {"source": "gymnasium", **{name: getattr(self, name) for name in names}}
+        self.body_names = ()
         self.energy_names = ()
         if steps < 1 or side < 1:
             raise ValueError(f"steps={steps}, side={side}: give at least 1")
@@ -115,8 +116,7 @@ class GymnasiumEpisodes:
             truth.append(self._truth(env, observation, info))
             if terminated or truncated:
                 break
-        nothing = np.empty((len(frames), 0), np.float32)
-        return Episode(np.stack(frames), np.stack(actions), nothing, nothing, np.stack(truth))
+        return episode_of(np.stack(frames), actions=np.stack(actions), truth=np.stack(truth))
 
     def _make(self) -> gymnasium.Env[Any, Any]:
         try:

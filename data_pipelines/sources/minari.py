@@ -26,7 +26,7 @@ from rich.progress import track
 from data_pipelines.commands import run, splits
 from data_pipelines.episodes import EpisodeFolder
 from data_pipelines.pictures import channels_first
-from data_pipelines.schema import Episode, Manifest
+from data_pipelines.schema import Episode, Manifest, episode_of
 from data_pipelines.source import add_options, pack_given
 from data_pipelines.spaces import Part, number_parts, parts, picture_parts
 from data_pipelines.store import Cache
@@ -65,6 +65,7 @@ class MinariEpisodes:
         self.truth_names = tuple(
             name for part in number_parts(found.observation_space) for name in part.columns("observation")
         )
+        self.body_names = ()
         self.energy_names = ("cost",)
         count, every = int(found.total_episodes), round(1 / val_share)
         self.numbers = {"train": [n for n in range(count) if n % every], "val": list(range(0, count, every))}
@@ -99,9 +100,9 @@ class MinariEpisodes:
                 actions = [_rows(part, one.actions) for part in parts(found.action_space)]
                 cost = np.concatenate([[0], 0 - np.asarray(one.rewards)])[:, None].astype(np.float32)
                 nothing = np.empty((len(frames), 0), np.float32)
-                rest = (nothing, cost, np.concatenate([nothing, *truth], 1))
+                rest = {"energies": cost, "truth": np.concatenate([nothing, *truth], 1)}
                 meta = {"data_set": self.data_set, "episode": int(one.id), "terminated": bool(one.terminations[-1])}
-                yield Episode(frames, np.concatenate([nothing[1:], *actions], 1), *rest), meta
+                yield episode_of(frames, actions=np.concatenate([nothing[1:], *actions], 1), **rest), meta
         finally:
             if env is not None:
                 env.close()

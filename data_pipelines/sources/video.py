@@ -22,7 +22,7 @@ from PIL import Image
 from data_pipelines import film
 from data_pipelines.commands import run
 from data_pipelines.pictures import channels_first
-from data_pipelines.schema import Episode, Manifest
+from data_pipelines.schema import Episode, Manifest, episode_of
 from data_pipelines.source import SPLITS, add_options, files_of, pack_given
 
 ANEW = "If players show it well, write it anew and use that: ffmpeg -i OLD -c:v libx264 -crf 12 NEW.mp4"
@@ -62,7 +62,7 @@ class VideoClips:
                 "and a share between 0 and 1"
             )
         self.steps, self.every, self.side, self.crop, self.grey = steps, every, side, crop, grey
-        self.energy_names, self.truth_names = (), ()
+        self.body_names, self.energy_names, self.truth_names = (), (), ()
         files = {"train": files_of("train", train), "val": [] if val is None else files_of("val", val)}
         if both := set(files["train"]) & set(files["val"]):
             raise ValueError(
@@ -116,7 +116,6 @@ class VideoClips:
         seconds, rate = _index(path).clock()
         for clip in clips:
             pictures = np.stack([self._picture(frame) for frame in islice(frames, self.steps + 1)])
-            nothing = np.empty((len(pictures), 0), np.float32)
             first = clip * self._span
             meta = {
                 "file": path.name,
@@ -125,7 +124,7 @@ class VideoClips:
                 "seconds": float(seconds[first]),
                 "frames_per_second": rate,  # of the video
             }
-            yield Episode(pictures, nothing[1:], nothing, nothing, nothing), meta
+            yield episode_of(pictures), meta
 
     def _picture(self, frame: Any) -> NDArray[np.uint8]:
         """uint8 [C, side, side]."""

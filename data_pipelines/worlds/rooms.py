@@ -55,6 +55,7 @@ class RoomsWorld:
     """
 
     action_size = 2
+    body_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -113,6 +114,10 @@ class RoomsWorld:
         agent = blob(states, SIZE, self.stride, self.blob_std)
         return torch.stack([agent, self._drawn_walls], 1).mul(255).round().to(torch.uint8)
 
+    def body(self) -> Tensor:
+        """What is felt, [B, 0]: this agent has no body."""
+        return self.state.new_zeros(len(self.state), 0)
+
     def truth(self) -> Tensor:
         """[B, N]: the agent's position and the factors of the layout."""
         return torch.cat([self.state, self.layouts.factors(self.layout_ids).to(self.state)], -1)
@@ -131,6 +136,10 @@ class RoomsWorld:
         boxes = inflate(self.layouts.rooms(layouts), -self.radius)
         box = boxes[torch.arange(len(layouts)), rooms]
         return box[:, :2] + (box[:, 2:] - box[:, :2]) * torch.rand(len(layouts), 2, generator=generator)
+
+    def starts(self, positions: Tensor, generator: Generator) -> Tensor:
+        """States [B, ...] in which collected episodes start at positions [B, 2]."""
+        return positions
 
 
 class TwoRoomsLayouts:

@@ -35,6 +35,7 @@ class VonMisesWalk:
     """
 
     name = "von_mises_walk"
+    goal = planned = weights = None  # see `CollectionPolicy`
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class VonMisesWalk:
         self.erratic, self.persistent = erratic, persistent
 
     def reset(self, world: RoomsWorld, layouts: Tensor, generator: Generator) -> Tensor:
-        """Begin an episode in each of the layouts [B]: draws headings and concentrations, returns starts [B, 2]."""
+        """Begin an episode in each of the layouts [B]: draws headings and concentrations, returns starts [B, ...]."""
         b = len(layouts)
         # NumPy can draw von Mises noise from a stream of its own; PyTorch only from the global one.
         self._noise = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -71,7 +72,7 @@ class VonMisesWalk:
             starts = torch.where(chosen[:, None], at_door, starts)
             heading = torch.where(chosen, towards, heading)
         self._heading = heading.double().numpy()
-        return starts
+        return world.starts(starts, generator)
 
     def _at_door(
         self, world: RoomsWorld, layouts: Tensor, rooms: Tensor, generator: Generator
@@ -93,8 +94,8 @@ class VonMisesWalk:
         wobble = 0.2 * torch.randn(len(layouts), generator=generator)
         return starts, torch.atan2(aim[:, 1], aim[:, 0]) + wobble
 
-    def act(self, observations: Tensor) -> Tensor:
-        """The next displacements [B, 2]; the observations [B, C, H, W] of the episodes are not looked at."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """The next displacements [B, 2]; observations [B, C, H, W] and body [B, P] are not looked at."""
         length = self._noise.uniform(self.shortest, self.longest, len(self._heading))
         action = length * np.stack([np.cos(self._heading), np.sin(self._heading)])
         self._heading += self._noise.vonmises(0.0, self._kappa)

@@ -38,8 +38,8 @@ class Policy(Protocol):
         """Begin B tasks. May reset the world: it is set to the starts afterwards."""
         ...
 
-    def act(self, observations: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> actions [B, A]."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """What is seen, uint8 [B, C, H, W], and felt, [B, P] -> actions [B, A]."""
         ...
 
 
@@ -52,8 +52,8 @@ class Acting(Protocol):
         """uint8 [B, C, H, W]."""
         ...
 
-    def act(self, observations: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> actions [B, A]."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """What is seen, uint8 [B, C, H, W], and felt, [B, P] -> actions [B, A]."""
         ...
 
 
@@ -71,9 +71,9 @@ class AgentPolicy:
         self.agent.reset(world.reset(tasks.layouts, tasks.goals))
         self._before = self.agent.evaluations
 
-    def act(self, observations: Tensor) -> Tensor:
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
         """See `Policy`."""
-        actions = self.agent.act(observations)
+        actions = self.agent.act(observations, body)
         self.evaluations = self.agent.evaluations - self._before
         return actions
 
@@ -165,7 +165,7 @@ def run_episodes(
         path = [world.state.clone()]
         for _ in range(steps):
             began = perf_counter()
-            actions = policy.act(observations)
+            actions = policy.act(observations, world.body())
             if actions.is_cuda:
                 torch.cuda.synchronize(actions.device)
             seconds += perf_counter() - began

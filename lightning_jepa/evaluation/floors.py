@@ -35,24 +35,24 @@ class _Told:
 class RandomPolicy(_Told):
     """Random displacements: independent, normal, with the action bound as std (so most are full steps)."""
 
-    def act(self, observations: Tensor) -> Tensor:
-        """Any observations -> actions [B, 2]."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """Any observations and body -> actions [B, 2]."""
         return self.world.bounded(self.noise())
 
 
 class StraightPolicy(_Told):
     """Straight at the goal, whatever stands in between."""
 
-    def act(self, observations: Tensor) -> Tensor:
-        """Any observations -> actions [B, 2]."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """Any observations and body -> actions [B, 2]."""
         return self.world.bounded(self.goals - self.world.state)
 
 
 class DrunkardPolicy(_Told):
     """Straight at the goal plus normal noise with the action bound as std: gets around walls by luck."""
 
-    def act(self, observations: Tensor) -> Tensor:
-        """Any observations -> actions [B, 2]."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """Any observations and body -> actions [B, 2]."""
         straight = self.world.bounded(self.goals - self.world.state)
         return self.world.bounded(straight + self.noise())
 
@@ -60,8 +60,8 @@ class DrunkardPolicy(_Told):
 class ExpertPolicy(_Told):
     """Along the shortest way, at full speed: the ceiling."""
 
-    def act(self, observations: Tensor) -> Tensor:
-        """Any observations -> actions [B, 2]."""
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """Any observations and body -> actions [B, 2]."""
         return self.world.expert(self.goals)
 
 
@@ -74,7 +74,7 @@ class TrueDynamics:
     def __init__(self, world: ExamWorld) -> None:
         self.world = world
 
-    def encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         """uint8 [B, 1, C, H, W] -> the present positions [B, 1, 2]."""
         if observations.shape[1] != 1:
             raise ValueError(f"{observations.shape[1]} frames: the simulator knows the present alone; give one frame")

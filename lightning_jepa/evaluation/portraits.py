@@ -31,9 +31,9 @@ class Overheard:
         self.world_model, self.keep = world_model, keep
         self.candidates: Tensor | None = None
 
-    def encode(self, observations: Tensor) -> Tensor:
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         """As the model under it."""
-        return self.world_model.encode(observations)
+        return self.world_model.encode(observations, body)
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
         """As the model under it."""
@@ -47,7 +47,7 @@ class Overseen:
     """A planner whose last plan can be looked at (protocol `Planner`)."""
 
     def __init__(self, planner: Planner) -> None:
-        self.planner = planner
+        self.planner, self.horizon, self.action_bound = planner, planner.horizon, planner.action_bound
         self.last: Plan | None = None
 
     def plan(
@@ -134,7 +134,7 @@ def film(
     agent.reset(world.reset(tasks.layouts, tasks.goals))
     frames, positions, plans = [world.reset(tasks.layouts, tasks.starts)], [world.state.clone()], []
     for _ in range(world.episode_steps):
-        actions = agent.act(frames[-1])
+        actions = agent.act(frames[-1], world.body())
         if watched.last is not None:
             plans.append(decode(watched.last.states))
         frames.append(world.step(actions))

@@ -86,12 +86,15 @@ class JEPAPretraining(L.LightningModule):
                 f"give the first of data.levels stride 1"
             )
         actions = dense.actions[:, :, 0]
-        states = self.jepa.encode(dense.observations)
-        terms = {"prediction": self.jepa.energy(states, actions, self.horizon, self.every).mean()}
+        states = self.jepa.encode(dense.observations, dense.body)
+        energies = self.jepa.energies(states, actions, self.horizon, self.every)
+        terms = {name: energy.mean() for name, energy in energies.items()}
+        # What is felt needs no criterion: it can't collapse.
+        external = states[..., : self.jepa.external_size]
         for criterion in self.criteria.values():
-            terms |= criterion(states, actions / self.jepa.action_scale)
+            terms |= criterion(external, actions / self.jepa.action_scale)
         if self.geometry is not None:
-            encoded = [states] + [self.jepa.encode(window.observations) for window in windows[1:]]
+            encoded = [states] + [self.jepa.encode(window.observations, window.body) for window in windows[1:]]
             found = [self.geometry(s, w.actions.shape[2]) for s, w in zip(encoded, windows, strict=True)]
             terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
         return terms, states

@@ -1,6 +1,6 @@
 """The joint-embedding predictive architecture: an encoder and a predictor that meet in the space of states.
 
-Legend: B batch, T time, C H W image, D state, A action, S candidates, H horizon, h history, N starts.
+Legend: B batch, T time, C H W image, D state, P body, A action, S candidates, H horizon, h history, N starts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_jepa.protocols import Encoder, Predictor
+from lightning_jepa.world_model.ego import EgoModel
 
 
 class SizedPredictor(Predictor, Protocol):
@@ -23,7 +24,9 @@ class SizedPredictor(Predictor, Protocol):
 class JEPA(nn.Module):
     """World model s[t+1] = Pred(s[t], a[t]) over states s = Enc(x) (paper section 4.4, Fig. 12).
 
-    Gradients of the prediction energy reach both the predicted and the encoded side: nothing is detached.
+    Gradients of the prediction energy reach both the predicted and the encoded side: nothing is detached. With an ego
+    model, the state is s = [external | body]: what is felt stays readable as its last P numbers, so that an immutable
+    cost can act on what is predicted of it.
 
     Args:
         encoder: perception.
@@ -32,13 +35,19 @@ class JEPA(nn.Module):
             an action of the world is a good choice.
         rollout_block: sequences that are rolled out together on a CPU. Its caches then hold the activations, which
             makes maps of 16 x 9 x 9 about 1.4 times faster than all at once. Other devices roll all out at once.
+        ego: predicts the body from the predicted external state; none for worlds without a body.
 
     Raises:
         ValueError: if encoder and predictor have states of different sizes.
     """
 
     def __init__(
-        self, encoder: Encoder, predictor: SizedPredictor, action_scale: float = 1.0, rollout_block: int = 512
+        self,
+        encoder: Encoder,
+        predictor: SizedPredictor,
+        action_scale: float = 1.0,
+        rollout_block: int = 512,
+        ego: EgoModel | None = None,
     ) -> None:
         super().__init__()
         if encoder.state_size != predictor.state_size:
@@ -48,17 +57,39 @@ class JEPA(nn.Module):
             )
         if not action_scale > 0 or rollout_block < 1:
             raise ValueError(f"action_scale={action_scale} and rollout_block={rollout_block} must be above 0")
-        self.encoder, self.predictor = encoder, predictor
+        self.encoder, self.predictor, self.ego = encoder, predictor, ego
         self.action_scale, self.rollout_block = action_scale, rollout_block
+
+    @property
+    def external_size(self) -> int:
+        """Numbers of the external state, which come first."""
+        return self.predictor.state_size
+
+    @property
+    def body_size(self) -> int:
+        """P, the last numbers of a state."""
+        return self.ego.body_size if self.ego is not None else 0
 
     @property
     def state_size(self) -> int:
         """D."""
-        return self.predictor.state_size
+        return self.external_size + self.body_size
 
-    def encode(self, observations: Tensor) -> Tensor:
-        """uint8 [B, T, C, H, W] -> s [B, T, D]."""
-        return self.encoder(observations)
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        """uint8 [B, T, C, H, W] and what is felt [B, T, P] -> s [B, T, D]; without the latter its part is zero.
+
+        Raises:
+            ValueError: if the body has another size than the ego model was built for.
+        """
+        s = self.encoder(observations)
+        if body is None:
+            body = s.new_zeros(*s.shape[:2], self.body_size)
+        if body.shape != (*s.shape[:2], self.body_size):
+            raise ValueError(
+                f"a body of shape {tuple(body.shape)}: expected {[*s.shape[:2], self.body_size]}. Give the JEPA an ego "
+                "model (stage.jepa.ego) of the size that the world's body has, or none in worlds without"
+            )
+        return torch.cat([s, body], -1) if self.body_size else s
 
     def predict(self, s: Tensor, actions: Tensor) -> Tensor:
         """Free-running prediction: each predicted state is the input of the next step.
@@ -83,11 +114,14 @@ class JEPA(nn.Module):
             )
         memory = self.predictor.history
         unit = actions / self.action_scale
+        context, body = context[..., : self.external_size], context[:, -1:, self.external_size :]
         following = []
         for t in range(past, actions.shape[1]):
             context = context[:, -memory:]
             step = self.predictor(context, unit[:, t + 1 - context.shape[1] : t + 1])[:, -1:]
-            following.append(step)
+            if self.ego is not None:
+                body = self.ego(step, body, unit[:, t : t + 1])
+            following.append(torch.cat([step, body], -1) if self.ego is not None else step)
             context = step if memory == 1 else torch.cat([context, step], 1)
         return torch.cat(following, 1)
 
@@ -116,11 +150,12 @@ class JEPA(nn.Module):
             states[rows] = self.predict(s[owner[rows]], sequences[rows])
         return states.unflatten(0, (episodes, candidates))
 
-    def energy(self, states: Tensor, actions: Tensor, horizon: int, every: int = 1) -> Tensor:
+    def energies(self, states: Tensor, actions: Tensor, horizon: int, every: int = 1) -> dict[str, Tensor]:
         """Multi-step prediction energy D(s_y, Pred(s_x, a)) of encoded trajectories (paper section 4.4).
 
         From every `every`-th state a free-running prediction of `horizon` steps is compared with the encoded states:
-        E = |s[t+k] - s~[t+k]|^2 / D. Each starts from one encoded state alone, as a planner's does.
+        E = |s[t+k] - s~[t+k]|^2 / D, of the external state and, where there is one, of the body. Each starts from one
+        encoded state alone, as a planner's does.
 
         Args:
             states: encoded states [B, T, D].
@@ -129,7 +164,8 @@ class JEPA(nn.Module):
             every: distance between starts, in steps.
 
         Returns:
-            [B, N, H], N = (T - 1 - H) // every + 1. Its mean over B and N is the error at each step ahead.
+            `prediction`, and `body` if there is one: [B, N, H], N = (T - 1 - H) // every + 1. Their mean over B and N
+            is the error at each step ahead.
 
         Raises:
             ValueError: if the window is too short for the horizon, or the horizon for the predictor's history.
@@ -150,7 +186,9 @@ class JEPA(nn.Module):
         sequences = actions.unfold(1, horizon, every).transpose(-1, -2)  # [B, N, H, A]
         encoded = states[:, 1:].unfold(1, horizon, every).transpose(-1, -2)  # [B, N, H, D]
         predicted = self.predict(starts.flatten(0, 1), sequences.flatten(0, 1)).unflatten(0, starts.shape[:2])
-        return (predicted - encoded).square().mean(-1)
+        error, split = (predicted - encoded).square(), self.external_size
+        energies = {"prediction": error[..., :split].mean(-1)}
+        return energies if self.ego is None else energies | {"body": error[..., split:].mean(-1)}
 
     def _check(self, s: Tensor, s_dims: int, actions: Tensor, action_dims: int, expected: str) -> None:
         sizes = (self.state_size, self.predictor.action_size)

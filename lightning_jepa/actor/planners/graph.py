@@ -145,6 +145,11 @@ class GraphSearch:
         return Plan(plan.actions, plan.states, plan.cost, plan.evaluations + spent)
 
     @property
+    def horizon(self) -> int:
+        """Actions in a plan."""
+        return self.planner.horizon
+
+    @property
     def build_evaluations(self) -> int:
         """Model steps spent on the graph of one episode."""
         walked = self.rounds * self.origins * self.walks * self.walk_steps

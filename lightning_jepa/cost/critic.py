@@ -1,0 +1,90 @@
+"""The trainable critic: what intrinsic cost is still to come (paper section 3.3).
+
+Legend: B batch, S states of each, D state, P body, K intrinsic terms, M members, E features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_jepa.layers import mlp
+from lightning_jepa.types import Modulation
+
+
+class Critic(nn.Module):
+    """TC(s; goal, u) = sum_{k>=0} gamma^k u . IC(s[t + k + 1]) as an ensemble of networks expects it.
+
+    Inside, the sum is divided by what it can be at most if each term is at most one, |u| / (1 - gamma), and only the
+    ratios of u are told to the networks: twice the weights make twice the cost.
+
+    Args:
+        members: of the ensemble, each a `CriticNetwork` for K terms.
+        terms: K.
+        discount: gamma.
+        pessimism: how many standard deviations of the ensemble are added to its mean.
+
+    Raises:
+        ValueError: if there are no members or the discount is not in [0, 1).
+    """
+
+    def __init__(
+        self, members: Sequence[nn.Module], terms: int, discount: float = 0.97, pessimism: float = 0.0
+    ) -> None:
+        super().__init__()
+        if not members or terms < 1:
+            raise ValueError(f"{len(members)} members, terms={terms}: a critic needs at least one of each")
+        if not 0 <= discount < 1:
+            raise ValueError(f"discount={discount}: give 0 or more, below 1")
+        self.members, self.terms = nn.ModuleList(members), terms
+        self.discount, self.pessimism = discount, pessimism
+
+    def judge(self, states: Tensor, goals: Tensor, u: Tensor) -> Tensor:
+        """What each member expects, [M, ...], of states [..., D] with goals [..., D] under weights u [..., K]."""
+        total = u.sum(-1)
+        share = u / total[..., None].clamp_min(1e-6)
+        expected = torch.stack([member(states, goals, share) for member in self.members])
+        return expected.float() * total / (1 - self.discount)
+
+    def forward(self, states: Tensor, modulation: Modulation) -> Tensor:
+        """[B, S, D] -> [B, S]."""
+        shape = (*states.shape[:2], -1)
+        u = modulation.u
+        if u is None:
+            u = states.new_ones(len(states), self.terms)
+        views = self.judge(states, modulation.goal[:, None].expand(shape), u[:, None].expand(shape))
+        mean = views.mean(0)
+        return mean if self.pessimism == 0 else mean + self.pessimism * views.std(0, correction=0)
+
+
+class CriticNetwork(nn.Module):
+    """One member: features of state and goal, and how they differ, to a number of about 0 to 1.
+
+    Args:
+        features: from states [..., D] to [..., E]; few numbers are enough and learn faster (16 for places among walls).
+        features_size: E.
+        terms: K.
+        body_size: P, last numbers of a state, which the head sees as they are.
+        hidden: width of the head.
+
+    Raises:
+        ValueError: if there are no terms.
+    """
+
+    def __init__(
+        self, features: nn.Module, features_size: int, terms: int, body_size: int = 0, hidden: int = 256
+    ) -> None:
+        super().__init__()
+        if terms < 1:
+            raise ValueError(f"terms={terms}: a critic judges at least one intrinsic term")
+        self.features, self.terms, self.body_size = features, terms, body_size
+        self.head = mlp(3 * features_size + body_size + terms, hidden, 1)
+
+    def forward(self, states: Tensor, goals: Tensor, share: Tensor) -> Tensor:
+        """[..., D], [..., D], [..., K] -> [...]."""
+        x, g = self.features(states), self.features(goals)
+        body = states[..., states.shape[-1] - self.body_size :]
+        found: Tensor = self.head(torch.cat([x, g, (x - g).abs(), body, share], -1))[..., 0]
+        return found
