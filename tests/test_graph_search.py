@@ -9,24 +9,32 @@ import torch
 from plane import GOALS, MAKE, SPACE, STARTS, Plane, plan
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.actor.planners.graph import GraphSearch, farthest, steps_to_go
+from lightning_jepa.actor.planners.explorer import Explorer, cost_to_go, farthest
+from lightning_jepa.actor.planners.graph import GraphSearch
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.protocols import Planner
 from lightning_jepa.types import Modulation
 
 SHORT = partial(MAKE["cem"], samples=32, iterations=3, horizon=6)
-GRAPH = partial(
-    GraphSearch,
-    metric=None,
-    rounds=3,
-    origins=16,
-    walks=8,
-    walk_steps=10,
-    nodes=192,
-    branches=12,
-    branch_steps=2,
+EXPLORER = {
+    "rounds": 3,
+    "origins": 16,
+    "walks": 8,
+    "walk_steps": 10,
+    "nodes": 192,
+    "branches": 12,
+    "branch_steps": 2,
+    "colour": 2.0,
     **SPACE,
-)
+}
+
+
+def graph_search(
+    planner: Planner, metric: nn.Module | None = None, reach: float = 0.3, memory_mb: float = 256.0, **numbers: float
+) -> GraphSearch:
+    return GraphSearch(planner, partial(Explorer, **{**EXPLORER, **numbers}), metric, reach, memory_mb)
+
+
 HERE, THERE = torch.tensor([[-3.0, -2.0], [-2.0, 0.0]]), torch.tensor([[3.0, -2.0], [4.0, 0.0]])
 
 
@@ -42,13 +50,13 @@ def control(planner: Planner, steps: int = 30) -> tuple[Tensor, Plane]:
 
 def test_graph_search_goes_around_a_wall_where_straight_distance_fails() -> None:
     straight, _ = control(SHORT())
-    around, _ = control(GRAPH(SHORT()))
+    around, _ = control(graph_search(SHORT()))
     assert ((straight - THERE).norm(dim=-1) > 3).all()
     assert ((around - THERE).norm(dim=-1) < 1).all()
 
 
-def test_the_graphs_cost_is_about_the_steps_to_go() -> None:
-    cost = GRAPH(SHORT()).build(HERE, Plane(wall=True), THERE, Generator().manual_seed(0))
+def test_the_graphs_cost_is_about_the_cost_to_go() -> None:
+    cost = graph_search(SHORT()).build(HERE, Plane(wall=True), THERE, Generator().manual_seed(0))
     places = torch.tensor([[-3.0, -2.0], [-2.0, 3.0], [-1.1, 0.0], [1.1, 0.0], [2.0, 3.0]])
     corner = torch.tensor([1.0, 3.0])
     way = (places - corner * torch.tensor([-1.0, 1.0])).norm(dim=-1) + 2 + (corner - THERE[0]).norm()
@@ -57,23 +65,23 @@ def test_the_graphs_cost_is_about_the_steps_to_go() -> None:
     assert (found > way - 1).all()
     assert (found < 1.6 * way + 1).all()
     assert cost(THERE[:, None, None], torch.zeros(2, 1, 1, 2), Modulation(THERE)).eq(0).all()
-    tight = GRAPH(SHORT(), memory_mb=0.001).build(HERE, Plane(wall=True), THERE, Generator().manual_seed(0))
+    tight = graph_search(SHORT(), memory_mb=0.001).build(HERE, Plane(wall=True), THERE, Generator().manual_seed(0))
     torch.testing.assert_close(
         tight(places.expand(2, 1, -1, -1), torch.zeros(2, 1, 5, 2), Modulation(THERE))[0, 0], found
     )
 
 
 def test_the_graph_is_built_once_for_each_goal_and_counted() -> None:
-    planner, model = GRAPH(SHORT()), Plane()
+    planner, model = graph_search(SHORT()), Plane()
     own, modulation = 32 * 3 * 6, Modulation(GOALS)
     first = planner.plan(STARTS, model, GoalEnergy(), modulation)
-    assert first.evaluations == planner.build_evaluations + own == model.steps
+    assert first.evaluations == planner.explorer.evaluations + own == model.steps
     assert planner.plan(STARTS, model, GoalEnergy(), modulation).evaluations == own
     assert planner.plan(STARTS, model, GoalEnergy(), Modulation(GOALS.clone())).evaluations == first.evaluations
 
 
 def test_the_graph_leaves_room_for_gradients() -> None:
-    found = plan(GRAPH(MAKE["gradient"](), reach=1.0))
+    found = plan(graph_search(MAKE["gradient"](), reach=1.0))
     assert ((found.states[:, -1] - GOALS).norm(dim=-1) < 1).all()
 
 
@@ -83,7 +91,7 @@ def test_the_graph_measures_in_the_space_of_the_metric() -> None:
             return torch.cat([2 * s, torch.zeros_like(s)], -1)
 
     plain, doubled = (
-        GRAPH(SHORT(), metric=metric).build(HERE, Plane(), THERE, Generator().manual_seed(0))
+        graph_search(SHORT(), metric=metric).build(HERE, Plane(), THERE, Generator().manual_seed(0))
         for metric in (None, Doubled())
     )
     torch.testing.assert_close(doubled.unit, 2 * plain.unit, atol=1e-3, rtol=1e-3)
@@ -97,7 +105,7 @@ def test_a_goal_that_nothing_leads_to_is_still_approached() -> None:
             states = super().rollout(s, actions)
             return torch.cat([states[..., :1].abs().clamp_min(0.5) * side, states[..., 1:]], -1)
 
-    cost = GRAPH(SHORT()).build(HERE, Closed(), THERE, Generator().manual_seed(0))
+    cost = graph_search(SHORT()).build(HERE, Closed(), THERE, Generator().manual_seed(0))
     assert torch.isfinite(cost.to_go).all()
     near, far = torch.tensor([-1.0, 0.0]), torch.tensor([-6.0, 0.0])
     places = torch.stack([near, far]).expand(2, 1, 2, 2)
@@ -110,7 +118,7 @@ def test_a_goal_that_nothing_leads_to_is_still_approached() -> None:
 )
 def test_graph_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"planner.{next(iter(wrong))}=.*expected"):
-        GRAPH(SHORT(), **wrong)
+        graph_search(SHORT(), **wrong)
 
 
 def test_farthest_points_cover_the_rest() -> None:
@@ -128,11 +136,18 @@ def test_relaxation_needs_two_moves_that_lead_on() -> None:
     edge = torch.tensor([[[1.0, 1, 1], [2, 3, 1], [1, 1, 1], [1, 4, 1], [1, 1, 1]]])[..., None]
     known = torch.tensor([[0.0, torch.inf, torch.inf, torch.inf, torch.inf]])
     # 1: 1, 2 and 3 steps to 0 or back. 2: one step to 0, unconfirmed; else 1 + V(1). 3: 1 + V(2). 4: unconfirmed.
-    assert steps_to_go(successor, edge, known).tolist() == [[0, 3, 4, 5, torch.inf]]
+    assert cost_to_go(successor, edge, known).tolist() == [[0, 3, 4, 5, torch.inf]]
+
+
+def test_what_comes_later_counts_less() -> None:
+    """V(i) = edge + gamma ** steps V(j)."""
+    successor = torch.tensor([[[0, 0], [0, 0], [1, 1]]])[..., None]
+    edge, known = torch.ones(1, 3, 2, 1), torch.tensor([[0.0, torch.inf, torch.inf]])
+    assert cost_to_go(successor, edge, known, 0.5).tolist() == [[0, 1, 1.5]]
 
 
 def test_of_the_places_that_a_move_passes_the_best_one_counts() -> None:
     """Equation: min over l, before the second least over k."""
     successor = torch.tensor([[[[0, 0], [0, 0]], [[1, 0], [0, 1]]]])
     edge = torch.tensor([[[[1.0, 2], [1, 2]], [[1, 2], [3, 1]]]])
-    assert steps_to_go(successor, edge, torch.tensor([[0.0, torch.inf]])).tolist() == [[0, 3]]
+    assert cost_to_go(successor, edge, torch.tensor([[0.0, torch.inf]])).tolist() == [[0, 3]]

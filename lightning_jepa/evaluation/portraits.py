@@ -47,8 +47,18 @@ class Overseen:
     """A planner whose last plan can be looked at (protocol `Planner`)."""
 
     def __init__(self, planner: Planner) -> None:
-        self.planner, self.horizon, self.action_bound = planner, planner.horizon, planner.action_bound
+        self.planner = planner
         self.last: Plan | None = None
+
+    @property
+    def horizon(self) -> int:
+        """As the planner under it."""
+        return self.planner.horizon
+
+    @property
+    def action_bound(self) -> float:
+        """As the planner under it."""
+        return self.planner.action_bound
 
     def plan(
         self,

@@ -1,0 +1,208 @@
+"""A graph of states that the world model imagines, and dynamic programming on it (paper section 3.1.2).
+
+Legend: B episodes, P pool of imagined states, N nodes, K moves from each node, L steps of a move, A action, D state,
+M numbers of the metric space, E energies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lightning_jepa.actor.planners.shooting import check_colour, check_counts, check_positive, coloured_noise, pick
+from lightning_jepa.protocols import WorldModel
+
+Energies = Callable[[Tensor, Tensor], Tensor]  # states [B, K, L, D], actions [B, K, L, A] -> [B, K, L, E]
+
+
+class Graph(NamedTuple):
+    """What was imagined of B episodes. The first node is the goal, the second the start."""
+
+    nodes: Tensor  # states [B, N, D]
+    places: Tensor  # the same in the metric space, [B, N, M]
+    successor: Tensor  # int64 [B, N, K, L]: the node next to each place that a move passes
+    off: Tensor  # [B, N, K, L]: how far that node is from there, in steps
+    energies: Tensor | None  # [B, N, K, L, E]: of the states that each move passes
+    unit: Tensor  # [B]: metric length of one step
+    spacing: Tensor  # [B]: largest metric distance of an imagined state from the nodes
+
+    @property
+    def steps(self) -> Tensor:
+        """Steps from a node to each successor, the way off the move included, [B, N, K, L]."""
+        return self.off + torch.arange(1, self.off.shape[-1] + 1, device=self.off.device)
+
+
+class Explorer:
+    """Imagines how states are connected.
+
+    Random walks are imagined from where the agent stands and from a goal, then again from states among those found that
+    lie far apart, for some rounds, so that they spread over all that can be reached. States far apart become nodes; from
+    each node straight moves are imagined, and each leads to the nodes next to where it passes. Every edge is thus one
+    that the world model believes in; the metric is trusted over the distance between neighbouring nodes alone.
+
+    Args:
+        metric: from states [..., D] to a space [..., M] in which neighbours are told by distance; states if None.
+        rounds: rounds of walks.
+        origins: states from which walks start in each round.
+        walks: random walks from each of them.
+        walk_steps: steps in each.
+        nodes: nodes of the graph, the goal and the start included.
+        branches: straight moves tried from each node.
+        branch_steps: steps in each; so many should lead further than to the next node.
+        action_size: numbers in an action.
+        action_bound: largest norm of an action; walks and moves are at full speed.
+        colour: temporal correlation of the walks, see `coloured_noise`.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        metric: nn.Module | None,
+        rounds: int,
+        origins: int,
+        walks: int,
+        walk_steps: int,
+        nodes: int,
+        branches: int,
+        branch_steps: int,
+        action_size: int,
+        action_bound: float,
+        colour: float = 2.0,
+    ) -> None:
+        check_counts(rounds=rounds, origins=origins, walks=walks, walk_steps=walk_steps, nodes=nodes)
+        check_counts(branches=branches, branch_steps=branch_steps, action_size=action_size)
+        check_positive(action_bound=action_bound)
+        check_colour(colour)
+        if branches < 2:
+            raise ValueError(f"planner.branches={branches}: expected 2 or more, a way needs two moves that lead there")
+        found = origins * walks * walk_steps
+        if not max(2, origins) <= nodes <= found:
+            raise ValueError(
+                f"planner.nodes={nodes}: expected at least 2 (start and goal), planner.origins={origins} or more, "
+                f"and at most origins * walks * walk_steps = {found}, the states that a round imagines"
+            )
+        self.metric = metric if metric is not None else nn.Identity()
+        self.rounds, self.origins, self.walks, self.walk_steps = rounds, origins, walks, walk_steps
+        self.nodes, self.branches, self.branch_steps = nodes, branches, branch_steps
+        self.action_size, self.action_bound, self.colour = action_size, action_bound, colour
+
+    @property
+    def evaluations(self) -> int:
+        """Model steps spent on the graph of one episode."""
+        walked = self.rounds * self.origins * self.walks * self.walk_steps
+        return walked + self.nodes * self.branches * self.branch_steps
+
+    @torch.no_grad()
+    def explore(
+        self,
+        s: Tensor,
+        goal: Tensor,
+        world_model: WorldModel,
+        generator: Generator | None = None,
+        energies: Energies | None = None,
+    ) -> Graph:
+        """The graph of episodes that stand at s [B, D] and have goals [B, D]; `energies` are kept of all moves."""
+        pool = self._pool(s, goal, world_model, generator)
+        chosen, spacing = farthest(self.metric(pool).float(), self.nodes)
+        nodes = pick(pool, chosen)
+        moves = self._full_speed(self.nodes * self.branches, 1, generator, s).expand(-1, self.branch_steps, -1)
+        moves = moves.unflatten(0, (self.nodes, self.branches))
+        places = self.metric(nodes).float()  # distances need full precision
+        found, passing = [], []
+        for node, place, move in zip(nodes.unbind(1), places.unbind(1), moves, strict=True):
+            states = self._imagine(world_model, node, move)
+            passed = self.metric(states).float().flatten(1, 2)
+            moved = (passed - place[:, None]).norm(dim=-1)
+            found.append((*torch.cdist(passed, places).min(-1), moved))
+            if energies is not None:
+                passing.append(energies(states, move.expand(len(node), -1, -1, -1)))
+        off, successor, moved = (torch.cat(part, 1) for part in zip(*found, strict=True))
+        steps = torch.arange(1, self.branch_steps + 1, device=s.device).repeat(self.nodes * self.branches)
+        unit = (moved / steps).median(1).values.clamp_min(1e-9)
+        shape = (len(s), self.nodes, self.branches, self.branch_steps)
+        return Graph(
+            nodes,
+            places,
+            successor.view(shape),
+            (off / unit[:, None]).view(shape),
+            torch.stack(passing, 1) if passing else None,
+            unit,
+            spacing,
+        )
+
+    def _pool(self, s: Tensor, goal: Tensor, world_model: WorldModel, generator: Generator | None) -> Tensor:
+        """States [B, P, D] that can be reached from s or the goal, which are the first two."""
+        pool = torch.stack([goal, s], 1)
+        kept = math.ceil(self.nodes / self.origins)  # of the states found from one origin; all would need much memory
+        for _ in range(self.rounds):
+            if pool.shape[1] < self.origins:
+                origins = pool[:, torch.arange(self.origins, device=pool.device) % pool.shape[1]]
+            else:
+                origins = pick(pool, farthest(self.metric(pool).float(), self.origins)[0])
+            walks = self._full_speed(self.origins * self.walks, self.walk_steps, generator, s)
+            found = [pool]
+            for origin, actions in zip(origins.unbind(1), walks.split(self.walks), strict=True):
+                some = torch.randperm(self.walks * self.walk_steps, generator=generator)[:kept].to(s.device)
+                found.append(self._imagine(world_model, origin, actions).flatten(1, 2)[:, some])
+            pool = torch.cat(found, 1)
+        return pool
+
+    def _imagine(self, world_model: WorldModel, s: Tensor, actions: Tensor) -> Tensor:
+        """From s [B, D] by the same actions [S, L, A] in every episode: [B, S, L, D]."""
+        with torch.inference_mode():
+            return world_model.rollout(s, actions.expand(len(s), -1, -1, -1))
+
+    def _full_speed(self, sequences: int, steps: int, generator: Generator | None, like: Tensor) -> Tensor:
+        """Random action sequences [sequences, steps, A] whose actions all have the largest norm."""
+        noise = coloured_noise(sequences, steps, self.action_size, self.colour, generator, like)
+        return noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-9) * self.action_bound
+
+
+def farthest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Greedily choose points that are far apart, the first one first.
+
+    Args:
+        points: [B, P, M].
+        count: how many.
+
+    Returns:
+        their indices [B, N], and the largest distance [B] of any point from those chosen.
+    """
+    rows = torch.arange(len(points), device=points.device)
+    chosen = torch.zeros(len(points), count, dtype=torch.long, device=points.device)
+    nearest = (points - points[:, :1]).norm(dim=-1)
+    for i in range(1, count):
+        chosen[:, i] = nearest.argmax(1)
+        nearest = torch.minimum(nearest, (points - points[rows, chosen[:, i]][:, None]).norm(dim=-1))
+    return chosen, nearest.amax(1)
+
+
+def cost_to_go(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+    """Bellman's equation by relaxation, V(i) = min(known(i), second least over k of min_l edge(i, k, l) + factor V(j)).
+
+    The second least, so that a way needs two moves that lead there: a model that leaks through a wall in one push of a
+    thousand has such a push somewhere among thousands of edges, and the least would seek out exactly that one.
+
+    Args:
+        successor: j, the node next to each of the L places that each of the K moves from a node passes, [B, N, K, L].
+        edge: what it costs to get there, [B, N, K, L].
+        known: V of nodes at the goal, infinite for the others, [B, N].
+        factor: what the cost from there on counts, one or [B, N, K, L]: the discount to the power of the steps.
+
+    Returns:
+        V [B, N], infinite where no two moves lead on to the goal.
+    """
+    to_go, flat = known, successor.flatten(1)
+    for _ in range(known.shape[1]):
+        moves = (edge + factor * to_go.gather(1, flat).view_as(edge)).amin(-1)
+        shorter = torch.minimum(to_go, moves.kthvalue(2).values)
+        if torch.equal(shorter, to_go):
+            break
+        to_go = shorter
+    return to_go
