@@ -81,7 +81,8 @@ class Collection:
     """Collects the splits of a data set: `root/train` in training layouts, `root/val` in held-out ones.
 
     Every shard is a function of (seed, split, shard number) alone: shards can be made by any number of processes in any
-    order, and a collection that was killed goes on where it stopped with the same bytes as if it had not been.
+    order, and a collection that was killed goes on where it stopped with the same bytes as if it had not been. Asked
+    for more episodes than there are, it adds the missing ones.
 
     Args:
         world: the simulator; it is reset to as many episodes as a shard holds.
@@ -152,7 +153,7 @@ class Collection:
         )
 
     def _configuration(self, split: str) -> dict[str, Any]:
-        numbers = {"seed": self.seed, "episodes": self.episodes[split], "episodes_per_shard": self.episodes_per_shard}
+        numbers = {"seed": self.seed, "episodes_per_shard": self.episodes_per_shard}
         return {"split": split, "encoding": self.encoding, **numbers, **self._settings}
 
     def make_shard(self, split: str, number: int) -> Packed:

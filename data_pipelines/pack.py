@@ -47,7 +47,7 @@ def pack(
     truth_names: Sequence[str] = (),
     workers: int = 0,
 ) -> Manifest:
-    """Make all shards that are not there yet, then index and manifest.
+    """Make all shards that are not there yet, then index and manifest. A data set grows if more are asked for.
 
     Args:
         folder: of the split.
@@ -67,6 +67,13 @@ def pack(
     _make_folder(folder)
     plain: dict[str, Any] = json.loads(canonical(configuration))
     done = _finished(folder, plain, encoding)
+    if len(done) > len(episodes):
+        raise ValueError(
+            f"{folder} holds {sum(packed.shard.episodes for packed in done.values())} episodes, more than the "
+            f"{sum(episodes)} asked for. Ask for as many, choose another root, or delete {folder}"
+        )
+    # The last shard of a smaller data set may have been smaller too.
+    done = {number: packed for number, packed in done.items() if packed.shard.episodes == episodes[number]}
     missing = [number for number in range(len(episodes)) if number not in done]
     if not missing and (folder / MANIFEST).is_file():
         return Manifest.load(folder)

@@ -28,9 +28,9 @@ class Agent:
         cost: what plans minimise.
         planner: how they do it.
         replan_every: actions taken from one plan.
-        noise: standard deviation of what is added to each action of a plan, as a share of its norm. A model that is
-            wrong about one corner plans the same push at it for ever; a little noise gets past it, and none is left at
-            the goal, where actions are small.
+        noise: standard deviation of what is added to each action, as a share of its norm. Whoever is wrong about one
+            corner pushes at it in the same way for ever; a little noise gets past it, and none is left at the goal,
+            where actions are small.
         precision: "32-true", or "bf16-mixed" to imagine in half precision, as in training: half as long again as fast.
         seed: of all random numbers from a `reset` on: the same observations then lead to the same actions.
         policy: Mode-1; needed in reactive mode, and proposes plans in the other.
@@ -95,11 +95,12 @@ class Agent:
         self._modulation: Modulation | None = None
         self._start_over()
 
-    def reset(self, goal_observations: Tensor) -> None:
-        """Begin B episodes whose goals look like this, uint8 [B, C, H, W]."""
+    def reset(self, goal_observations: Tensor, u: Tensor | None = None) -> None:
+        """Begin B episodes whose goals look like this, uint8 [B, C, H, W]; u [B, K] are weights of their own."""
         self._start_over()
         goal = self._perceive(goal_observations, None)
-        self._modulation = Modulation(goal, *(self._weights(given, goal) for given in (self.u, self.v)))
+        own = self._weights(self.u, goal) if u is None else u.to(goal)
+        self._modulation = Modulation(goal, own, self._weights(self.v, goal))
 
     def act(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         """What is seen, uint8 [B, C, H, W], and felt, [B, P] -> what to do, [B, A].
@@ -118,6 +119,8 @@ class Agent:
         began = time.perf_counter()
         act = self._react if self.mode == "reactive" else self._deliberate
         action = act(observations, body, self._modulation)
+        drawn = torch.randn(action.shape, generator=self._generator).to(action)
+        action = action + self.noise * action.norm(dim=-1, keepdim=True) * drawn
         self.decisions += len(action)
         self.seconds += time.perf_counter() - began
         return action
@@ -130,7 +133,8 @@ class Agent:
     def _react(self, observations: Tensor, body: Tensor | None, modulation: Modulation) -> Tensor:
         """Mode-1: one pass from what is perceived to the action."""
         assert self.policy is not None
-        with torch.no_grad():
+        device, half = observations.device.type, self.precision == "bf16-mixed"
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=half):
             return self.policy.act(self._perceive(observations, body), modulation)
 
     def _deliberate(self, observations: Tensor, body: Tensor | None, modulation: Modulation) -> Tensor:
@@ -142,9 +146,8 @@ class Agent:
             self._taken = 0
         assert self.last_plan is not None
         action = self.last_plan.actions[:, self._taken]
-        drawn = torch.randn(action.shape, generator=self._generator).to(action)
         self._taken += 1
-        return action + self.noise * action.norm(dim=-1, keepdim=True) * drawn
+        return action
 
     def _plan(self, s: Tensor, modulation: Modulation) -> Plan:
         with torch.autocast(s.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):

@@ -96,8 +96,15 @@ class Policy(Protocol):
 class Planner(Protocol):
     """Mode-2: infer the action sequence of least total cost (paper section 3.1.2)."""
 
-    horizon: int  # actions in a plan
-    action_bound: float  # largest norm of an action
+    @property
+    def horizon(self) -> int:
+        """Actions in a plan."""
+        ...
+
+    @property
+    def action_bound(self) -> float:
+        """Largest norm of an action."""
+        ...
 
     def plan(
         self,

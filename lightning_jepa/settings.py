@@ -13,6 +13,7 @@ class Settings:
     """What `conf/config.yaml` fills in. The groups are free here: `build` checks their keys against their classes."""
 
     name: str = MISSING
+    train: str = MISSING
     seed: int = MISSING
     seeds: list[int] = MISSING
     stages: list[str] = MISSING
@@ -31,6 +32,8 @@ class Settings:
     planner: Any = None
     agent: Any = None
     stage: Any = None
+    critic: Any = None
+    distill: Any = None
     trainer: Any = None
     tracking: Any = None
     evaluation: Any = None

@@ -1,4 +1,4 @@
-"""Train one stage: `python -m lightning_jepa.train experiment=two_rooms`."""
+"""Train one stage: `python -m lightning_jepa.train experiment=two_rooms`; `train=critic` and others build on it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from lightning_jepa.paths import CONF
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Fit `cfg.stage` on `cfg.data`.
+    """Fit the stage that `cfg.train` names on its data.
 
-    `cfg.resume` goes on with weights, optimizer, step and tracked run; `cfg.init_from` takes weights alone.
+    `cfg.resume` goes on with weights, optimizer, step and tracked run; `cfg.init_from` takes weights alone: of the same
+    stage, or the stage before it.
 
     Returns:
         `checkpoint` (path of the last one), `run_id` (None if untracked), `step`, and the last value of each metric.
@@ -29,25 +30,28 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from lightning_jepa import checkpoint, tracking
     from lightning_jepa.build import build
     from lightning_jepa.distributed import is_main
+    from lightning_jepa.staging import staged
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     resume = checkpoint.resume_path(cfg.resume, cfg.paths.out)
     start = resume or cfg.init_from
+    content = None if start is None else checkpoint.read(start)
+    cfg, part = staged(cfg, content)
     stage, data = build(cfg.stage), build(cfg.data)
     # Before anything is tracked, so that data or a checkpoint that do not fit leave no run behind.
     data.setup("fit")
-    if start is not None:
-        checkpoint.load_weights(stage, checkpoint.read(start)["state_dict"], start)
+    if content is not None:
+        checkpoint.load_weights(part(stage), content["state_dict"], start)
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
-    with tracking.tracked(cfg, "train") as logger:
+    with tracking.tracked(cfg, cfg.train) as logger:
         callbacks.append(checkpoint.EmbedConfig(tracking.plain(cfg), tracking.run_id(logger)))
         trainer: L.Trainer = build(cfg.trainer, logger=logger, callbacks=callbacks)
         if is_main():
-            what = f"{sum(weight.numel() for weight in stage.parameters()):,} weights"
+            what = f"{sum(weight.numel() for weight in stage.parameters() if weight.requires_grad):,} weights"
             began = f", going on from {resume}" if resume else ""
             where = trainer.strategy.root_device
             print(f"{type(stage).__name__}: {what} on {where} in {trainer.precision}{began}", flush=True)
-        tracking.log_data(logger, cfg.data.root, data.digests, "train")
+        tracking.log_data(logger, cfg.data.root, data.digests, cfg.train)
         trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {

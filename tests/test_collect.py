@@ -170,11 +170,19 @@ def test_damaged_shards_are_named_and_made_again(collected: Path, tmp_path: Path
 
 def test_a_collection_of_another_configuration_is_refused(collected: Path) -> None:
     before = files(collected)
-    with pytest.raises(ValueError, match=r"episodes is 10 there and 20 here; seed is 0 there and 7 here.*another root"):
+    with pytest.raises(ValueError, match=r"seed is 0 there and 7 here.*another root"):
         collection(collected, train=20, seed=7).run()
+    with pytest.raises(ValueError, match=r"holds 10 episodes, more than the 5 asked for.*another root"):
+        collection(collected, train=5).run()
     with pytest.raises(ValueError, match=r"world.episode_steps is 30 there and 31 here"):
         collection(collected, episode_steps=31).run()
     assert files(collected) == before
+
+
+def test_a_collection_grows_to_what_it_would_have_been(collected: Path, tmp_path: Path) -> None:
+    collection(tmp_path, train=6).run()  # its second shard is smaller than it will be
+    collection(tmp_path, train=10).run()
+    assert files(tmp_path) == files(collected)
 
 
 def test_an_unfinished_collection_of_another_configuration_is_refused(tmp_path: Path) -> None:

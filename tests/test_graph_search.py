@@ -9,7 +9,7 @@ import torch
 from plane import GOALS, MAKE, SPACE, STARTS, Plane, plan
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.actor.planners.explorer import Explorer, cost_to_go, farthest
+from lightning_jepa.actor.planners.explorer import Explorer, bellman, farthest
 from lightning_jepa.actor.planners.graph import GraphSearch
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.protocols import Planner
@@ -136,18 +136,18 @@ def test_relaxation_needs_two_moves_that_lead_on() -> None:
     edge = torch.tensor([[[1.0, 1, 1], [2, 3, 1], [1, 1, 1], [1, 4, 1], [1, 1, 1]]])[..., None]
     known = torch.tensor([[0.0, torch.inf, torch.inf, torch.inf, torch.inf]])
     # 1: 1, 2 and 3 steps to 0 or back. 2: one step to 0, unconfirmed; else 1 + V(1). 3: 1 + V(2). 4: unconfirmed.
-    assert cost_to_go(successor, edge, known).tolist() == [[0, 3, 4, 5, torch.inf]]
+    assert bellman(successor, edge, known).to_go.tolist() == [[0, 3, 4, 5, torch.inf]]
 
 
 def test_what_comes_later_counts_less() -> None:
     """V(i) = edge + gamma ** steps V(j)."""
     successor = torch.tensor([[[0, 0], [0, 0], [1, 1]]])[..., None]
     edge, known = torch.ones(1, 3, 2, 1), torch.tensor([[0.0, torch.inf, torch.inf]])
-    assert cost_to_go(successor, edge, known, 0.5).tolist() == [[0, 1, 1.5]]
+    assert bellman(successor, edge, known, 0.5).to_go.tolist() == [[0, 1, 1.5]]
 
 
 def test_of_the_places_that_a_move_passes_the_best_one_counts() -> None:
     """Equation: min over l, before the second least over k."""
     successor = torch.tensor([[[[0, 0], [0, 0]], [[1, 0], [0, 1]]]])
     edge = torch.tensor([[[[1.0, 2], [1, 2]], [[1, 2], [3, 1]]]])
-    assert cost_to_go(successor, edge, torch.tensor([[0.0, torch.inf]])).tolist() == [[0, 3]]
+    assert bellman(successor, edge, torch.tensor([[0.0, torch.inf]])).to_go.tolist() == [[0, 3]]

@@ -30,6 +30,8 @@ class Critic(nn.Module):
         ValueError: if there are no members or the discount is not in [0, 1).
     """
 
+    signature: Tensor
+
     def __init__(
         self, members: Sequence[nn.Module], terms: int, discount: float = 0.97, pessimism: float = 0.0
     ) -> None:
@@ -39,7 +41,26 @@ class Critic(nn.Module):
         if not 0 <= discount < 1:
             raise ValueError(f"discount={discount}: give 0 or more, below 1")
         self.members, self.terms = nn.ModuleList(members), terms
+        # sha256 of the intrinsic cost that it was trained for; it travels with the weights
+        self.register_buffer("signature", torch.zeros(32, dtype=torch.uint8))
         self.discount, self.pessimism = discount, pessimism
+
+    def sign(self, fingerprint: str) -> None:
+        """From now on this is the critic of the intrinsic cost with this fingerprint."""
+        self.signature.copy_(torch.frombuffer(bytearray(bytes.fromhex(fingerprint)), dtype=torch.uint8))
+
+    def check(self, fingerprint: str) -> None:
+        """Compare with the intrinsic cost that it was trained for, if it was.
+
+        Raises:
+            ValueError: if it was another.
+        """
+        own = bytes(self.signature.tolist()).hex()
+        if int(self.signature.sum()) and own != fingerprint:
+            raise ValueError(
+                f"the critic was trained for the intrinsic cost {own[:12]}, this one is {fingerprint[:12]}: the "
+                "intrinsic cost is immutable; use the one in the critic's checkpoint, or train a critic for this one"
+            )
 
     def judge(self, states: Tensor, goals: Tensor, u: Tensor) -> Tensor:
         """What each member expects, [M, ...], of states [..., D] with goals [..., D] under weights u [..., K]."""

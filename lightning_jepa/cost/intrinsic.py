@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_jepa.cost.frozen import Frozen
+from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.types import Modulation
 
 
@@ -55,6 +56,18 @@ class IntrinsicCost(nn.Module):
     def names(self) -> tuple[str, ...]:
         """Of the K terms, in the order of u."""
         return tuple(self.terms)
+
+    @property
+    def goal(self) -> int:
+        """Which term is the goal's energy.
+
+        Raises:
+            ValueError: if none or several are.
+        """
+        found = [place for place, term in enumerate(self.terms.values()) if isinstance(term, GoalEnergy)]
+        if len(found) != 1:
+            raise ValueError(f"the terms {list(self.names)} hold {len(found)} goal energies: this needs exactly one")
+        return found[0]
 
     def forward(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
         """[B, S, H, D], [B, S, H, A] -> [B, S, H, K]."""

@@ -124,6 +124,18 @@ class EpisodicMemory(nn.Module):
         self.written += steps
         self.clock += steps
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The first and the last state of the present episode that are remembered, [B, D] each.
+
+        Raises:
+            ValueError: if nothing was written.
+        """
+        if len(self) == 0 or int(self.clock) == 0:
+            raise ValueError("nothing is remembered of this episode yet: write first")
+        last = int(self.written) - 1
+        held = min(int(self.clock), self.capacity)
+        return self.state[:, (last - held + 1) % self.capacity], self.state[:, last % self.capacity]
+
     def at(self, rows: Tensor, slots: Tensor) -> Entries:
         """The entries in rows [...] and slots [...]."""
         return Entries(*(getattr(self, name)[rows, slots] for name in Entries._fields))

@@ -5,7 +5,6 @@ Legend: B batch, T time, D state, A action, N starts, H horizon, E metric space.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 import lightning as L
@@ -13,9 +12,9 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_jepa.stages.monitors import LinearProbe, Spread
+from lightning_jepa.stages.schedule import rise_and_fall
 from lightning_jepa.types import Window
 from lightning_jepa.world_model.jepa import JEPA
 
@@ -139,12 +138,5 @@ class JEPAPretraining(L.LightningModule):
         self.log_dict(found, sync_dist=True)  # they are the same on all ranks already, which Lightning can't know
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer; a linear rise, then a cosine to zero, by the number of steps that the trainer will make."""
-        optimizer = self.optimizer(self.parameters())
-        total = int(self.trainer.estimated_stepping_batches)
-        rise = max(1, round(self.warm_up * total))
-
-        def rate(step: int) -> float:
-            return min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * min(1, step / total))))
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}
+        """One optimizer, one schedule."""
+        return rise_and_fall(self.optimizer(self.parameters()), self.trainer, self.warm_up)

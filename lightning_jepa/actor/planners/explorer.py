@@ -27,6 +27,7 @@ class Graph(NamedTuple):
     successor: Tensor  # int64 [B, N, K, L]: the node next to each place that a move passes
     off: Tensor  # [B, N, K, L]: how far that node is from there, in steps
     energies: Tensor | None  # [B, N, K, L, E]: of the states that each move passes
+    moves: Tensor  # [B, N, K, A]: the action that each move repeats
     unit: Tensor  # [B]: metric length of one step
     spacing: Tensor  # [B]: largest metric distance of an imagined state from the nodes
 
@@ -40,9 +41,9 @@ class Explorer:
     """Imagines how states are connected.
 
     Random walks are imagined from where the agent stands and from a goal, then again from states among those found that
-    lie far apart, for some rounds, so that they spread over all that can be reached. States far apart become nodes; from
-    each node straight moves are imagined, and each leads to the nodes next to where it passes. Every edge is thus one
-    that the world model believes in; the metric is trusted over the distance between neighbouring nodes alone.
+    lie far apart, for some rounds, so that they spread over all that can be reached. States far apart become nodes;
+    from each node straight moves are imagined, and each leads to the nodes next to where it passes. Every edge is thus
+    one that the world model believes in; the metric is trusted over the distance between neighbouring nodes alone.
 
     Args:
         metric: from states [..., D] to a space [..., M] in which neighbours are told by distance; states if None.
@@ -132,6 +133,7 @@ class Explorer:
             successor.view(shape),
             (off / unit[:, None]).view(shape),
             torch.stack(passing, 1) if passing else None,
+            moves[:, :, 0].expand(len(s), -1, -1, -1),
             unit,
             spacing,
         )
@@ -183,7 +185,14 @@ def farthest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return chosen, nearest.amax(1)
 
 
-def cost_to_go(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+class Solution(NamedTuple):
+    """Of Bellman's equation."""
+
+    to_go: Tensor  # V [B, N], infinite where no two moves lead on to the goal
+    moves: Tensor  # uint8 [B, N, 2]: the best and the second best move from each node
+
+
+def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor | float = 1.0) -> Solution:
     """Bellman's equation by relaxation, V(i) = min(known(i), second least over k of min_l edge(i, k, l) + factor V(j)).
 
     The second least, so that a way needs two moves that lead there: a model that leaks through a wall in one push of a
@@ -194,15 +203,13 @@ def cost_to_go(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor | 
         edge: what it costs to get there, [B, N, K, L].
         known: V of nodes at the goal, infinite for the others, [B, N].
         factor: what the cost from there on counts, one or [B, N, K, L]: the discount to the power of the steps.
-
-    Returns:
-        V [B, N], infinite where no two moves lead on to the goal.
     """
     to_go, flat = known, successor.flatten(1)
     for _ in range(known.shape[1]):
         moves = (edge + factor * to_go.gather(1, flat).view_as(edge)).amin(-1)
-        shorter = torch.minimum(to_go, moves.kthvalue(2).values)
+        two = moves.topk(2, -1, largest=False)
+        shorter = torch.minimum(to_go, two.values[..., 1])
         if torch.equal(shorter, to_go):
             break
         to_go = shorter
-    return to_go
+    return Solution(to_go, two.indices.to(torch.uint8))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.actor.planners.explorer import Explorer, cost_to_go
+from lightning_jepa.actor.planners.explorer import Explorer, bellman
 from lightning_jepa.actor.planners.shooting import check_positive
 from lightning_jepa.protocols import Cost, Planner, WorldModel
 from lightning_jepa.types import Modulation, Plan
@@ -54,8 +54,8 @@ class GraphCost:
 class GraphSearch:
     """Mode-2 by dynamic programming (paper section 3.1.2) over states that the world model imagines.
 
-    Once for each goal an `Explorer` imagines how states are connected, and relaxation gives the steps from every node to
-    the goal. From then on a planner of short horizon descends this cost-to-go, which replaces the cost it is given.
+    Once for each goal an `Explorer` imagines how states are connected, and relaxation gives the steps from every node
+    to the goal. From then on a planner of short horizon descends this cost-to-go, which replaces the cost it is given.
 
     The graph is built anew when `modulation.goal` is another tensor than in the call before (one per episode).
 
@@ -119,7 +119,7 @@ class GraphSearch:
         straight = (graph.places - graph.places[:, :1]).norm(dim=-1)
         steps = straight / graph.unit[:, None]
         at_goal = steps.masked_fill(straight > graph.spacing[:, None], torch.inf)
-        to_go = cost_to_go(graph.successor, graph.steps, at_goal)
+        to_go = bellman(graph.successor, graph.steps, at_goal).to_go
         # Where no way to the goal was imagined, the straight one is the best guess, and worse than any that was.
         worst = to_go.masked_fill(to_go.isinf(), 0).amax(1, keepdim=True)
         to_go = torch.where(to_go.isinf(), worst + steps, to_go)

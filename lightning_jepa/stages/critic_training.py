@@ -1,0 +1,186 @@
+"""Training stage 3: the critic learns from memory what cost is still to come (paper section 3.3).
+
+Legend: B batch, T time, D state, K intrinsic terms, M members.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics.functional import spearman_corrcoef
+
+from lightning_jepa.cost.cost import Cost
+from lightning_jepa.cost.critic import Critic
+from lightning_jepa.cost.intrinsic import IntrinsicCost
+from lightning_jepa.memory.episodic import EpisodicMemory
+from lightning_jepa.protocols import WorldModel
+from lightning_jepa.stages.critic_targets import CriticTarget, Learner, Lesson
+from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
+from lightning_jepa.stages.schedule import rise_and_fall
+from lightning_jepa.stages.weighing import UniformWeights
+from lightning_jepa.types import Window
+
+
+class CriticTraining(L.LightningModule):
+    """Minimise the expectile of (target - TC(s; goal, u))^2 over the members of the critic.
+
+        loss = mean |tau - [target < TC]| (target - TC)^2,  in units of the largest sum there can be
+
+    Windows from the stream are encoded and written to the episodic memory; a target draws from it states, goals,
+    weights u and what cost followed. World model and intrinsic cost are frozen; states are read, so nothing flows back.
+
+    Args:
+        previous: the pretraining stage that this one builds on.
+        intrinsic: what makes the intrinsic cost of a `metric`.
+        critic: to be trained.
+        target: says what is still to come.
+        u: weights to learn for.
+        optimizer: from parameters to an optimizer.
+        expectile: tau; one half is the mean, less prefers the cheaper of what was seen.
+        follow: share by which the target's copy of the critic follows it in each step.
+        memory_windows: moments kept of each row of a batch, in windows.
+        warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: if a number is out of its range, or u does not name the intrinsic terms.
+    """
+
+    def __init__(
+        self,
+        previous: JEPAPretraining,
+        intrinsic: Callable[..., IntrinsicCost],
+        critic: Critic,
+        target: CriticTarget,
+        u: UniformWeights,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        expectile: float = 0.5,
+        follow: float = 0.02,
+        memory_windows: int = 1,
+        warm_up: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < expectile < 1 or not 0 < follow <= 1 or memory_windows < 1:
+            raise ValueError(
+                f"expectile={expectile}, follow={follow}, memory_windows={memory_windows}: give numbers between 0 and "
+                "1 and at least 1 window"
+            )
+        self.previous = previous.requires_grad_(False)
+        self.intrinsic = intrinsic(metric=previous.metric)
+        u.check(self.intrinsic)
+        if critic.terms != len(self.intrinsic.names):
+            raise ValueError(f"the critic is made for {critic.terms} terms, there are {list(self.intrinsic.names)}")
+        self.critic, self.target, self.u = critic, target, u
+        self._unseen, self._held_out = copy.deepcopy(target), list[Lesson]()  # the same of layouts never trained on
+        self.follower = copy.deepcopy(critic).requires_grad_(False)
+        self.optimizer, self.warm_up = optimizer, warm_up
+        self.expectile, self.follow, self.memory_windows = expectile, follow, memory_windows
+        self._memories: list[EpisodicMemory] = []  # none before the first batch tells its sizes; no part of checkpoints
+        self._generator = Generator().manual_seed(seed)
+
+    @property
+    def jepa(self) -> WorldModel:
+        """The world model under the critic."""
+        return self.previous.jepa
+
+    @property
+    def metric(self) -> nn.Module:
+        """The space in which distances are costs."""
+        return self.previous.metric
+
+    @property
+    def cost(self) -> Cost:
+        """Intrinsic cost and critic: what plans minimise."""
+        return Cost(self.intrinsic, {"learned": self.critic}, self.critic.discount)
+
+    def train(self, mode: bool = True) -> CriticTraining:
+        """As always, but what is frozen stays as in evaluation."""
+        super().train(mode)
+        self.previous.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """The critic will be one of this intrinsic cost."""
+        self.critic.sign(self.intrinsic.fingerprint)
+
+    def on_fit_end(self) -> None:
+        """The intrinsic cost is what it was.
+
+        Raises:
+            ValueError: if something changed it.
+        """
+        self.critic.check(self.intrinsic.fingerprint)
+
+    @torch.no_grad()
+    def remember(self, window: Window) -> None:
+        """Encode a window and write it to memory, a new episode in each row."""
+        states = self.previous.jepa.encode(window.observations, window.body)
+        actions = torch.cat([window.actions[:, :, 0], torch.zeros_like(window.actions[:, :1, 0])], 1)
+        if not self._memories or len(self._memories[0].time) != len(states):
+            sizes = (states.shape[2], actions.shape[2], window.energies.shape[2])
+            memory = EpisodicMemory(len(states), self.memory_windows * states.shape[1], *sizes)
+            self._memories = [memory.to(states.device)]
+        (memory,) = self._memories
+        memory.begin()
+        memory.write(states, window.energies, states.new_zeros(states.shape[:2]), actions)
+
+    def errors(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """What the critic lacks, in units of the largest sum there can be, [M, B], and what it expects, [B]."""
+        expected = self.critic.judge(lesson.states, lesson.goals, lesson.u)
+        unit = lesson.u.sum(-1).clamp_min(1e-6) / (1 - self.critic.discount)
+        return (lesson.cost - expected) / unit, expected.mean(0)
+
+    def learner(self) -> Learner:
+        """What targets draw from."""
+        parts = (
+            self._memories[0],
+            self.previous.jepa,
+            self.metric,
+            self.intrinsic,
+            self.follower,
+            self.u,
+            self._generator,
+        )
+        return Learner(*parts)
+
+    def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
+        """Remember, draw, learn."""
+        self.remember(batch[0])
+        lesson = self.target(self.learner())
+        error, expected = self.errors(lesson)
+        asymmetry = torch.where(error < 0, 1 - self.expectile, self.expectile)
+        loss = 2 * (asymmetry * error.square()).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/rank_correlation", spearman_corrcoef(expected.detach(), lesson.cost))
+        return loss
+
+    def validation_step(self, batch: tuple[Window, ...], batch_idx: int) -> None:
+        """The same of one batch of episodes in layouts that were never trained on; it stays the same."""
+        if batch_idx > 0:
+            return
+        if not self._held_out:
+            self._memories.clear()
+            self.remember(batch[0])
+            self._held_out.append(self._unseen(self.learner()))
+            self._memories.clear()
+        (lesson,) = self._held_out
+        error, expected = self.errors(lesson)
+        found = {"val/loss": error.square().mean(), "val/rank_correlation": spearman_corrcoef(expected, lesson.cost)}
+        self.log_dict(found, batch_size=len(expected), sync_dist=True)
+
+    def on_train_batch_end(self, outputs: object, batch: tuple[Window, ...], batch_idx: int) -> None:
+        """The copy follows."""
+        with torch.no_grad():
+            for slow, fast in zip(self.follower.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, self.follow)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer for the critic alone."""
+        return rise_and_fall(self.optimizer(self.critic.parameters()), self.trainer, self.warm_up)

@@ -1,0 +1,152 @@
+"""Mode-2 in imagination, for whole layouts at once: graphs of imagined states, solved for every goal among them.
+
+Legend: B drawn, F graphs, G weights u of each, N nodes, K moves from each (and terms of u), D state, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from lightning_jepa.actor.planners.explorer import Explorer, Graph, bellman
+from lightning_jepa.cost.intrinsic import IntrinsicCost
+from lightning_jepa.protocols import WorldModel
+from lightning_jepa.types import Modulation
+
+
+class Weighing(Protocol):
+    """Draws weights u of the intrinsic cost."""
+
+    def __call__(self, count: int, generator: Generator) -> Tensor:
+        """[count, K]."""
+        ...
+
+
+class Lesson(NamedTuple):
+    """States with goals and weights, and what Mode-2 found there."""
+
+    states: Tensor  # [B, D]
+    goals: Tensor  # [B, D]
+    u: Tensor  # [B, K]
+    cost: Tensor  # [B]: still to come
+    action: Tensor  # [B, A]
+
+
+class _Solved(NamedTuple):
+    """Graphs, solved; on a leading axis of F."""
+
+    nodes: Tensor  # [N, D]
+    u: Tensor  # [G, K]
+    to_go: Tensor  # [G, goals N, nodes N]; infinite where no imagined way leads to the goal
+    best: Tensor  # uint8 [G, goals N, nodes N, 2]: the best and the second best move
+    moves: Tensor  # [N, K, A]
+
+
+class ImaginedPlans:
+    """Graphs around remembered states, and for each pair of their nodes what it costs to get there, and how to begin.
+
+    A graph is imagined as `GraphSearch` does around two states of one episode, and Bellman's equation solved on it for
+    every node as goal. Each step that is not at the goal costs the goal's weight, as its energy saturates; what the
+    other terms of the intrinsic cost say is read off the states that moves pass.
+
+    Args:
+        explorer: what makes an `Explorer` of a `metric`.
+        graphs: F.
+        weights_each: G.
+        discount: of cost.
+    """
+
+    def __init__(
+        self, explorer: Callable[..., Explorer], graphs: int, weights_each: int = 1, discount: float = 0.97
+    ) -> None:
+        if min(graphs, weights_each) < 1 or not 0 < discount < 1:
+            raise ValueError(
+                f"graphs={graphs}, weights_each={weights_each}, discount={discount}: give counts of at least 1 and a "
+                "discount between 0 and 1"
+            )
+        self.make_explorer, self.graphs = explorer, graphs
+        self.weights_each, self.discount = weights_each, discount
+        self.made = 0
+        self._held: _Solved | None = None
+
+    @property
+    def missing(self) -> int:
+        """Graphs still to be made."""
+        return self.graphs - self.made
+
+    @torch.no_grad()
+    def add(
+        self,
+        starts: Tensor,
+        others: Tensor,
+        world_model: WorldModel,
+        metric: torch.nn.Module,
+        intrinsic: IntrinsicCost,
+        weighing: Weighing,
+        generator: Generator,
+    ) -> None:
+        """Make graphs around pairs of states [B, D], as many as are missing at most."""
+        starts, others = starts[: self.missing], others[: self.missing]
+
+        def energies(states: Tensor, actions: Tensor) -> Tensor:
+            return intrinsic(states, actions, Modulation(states[:, 0, 0]))
+
+        explorer = self.make_explorer(metric=metric)
+        with torch.autocast(starts.device.type, torch.bfloat16):
+            graph = explorer.explore(starts, others, world_model, generator, energies)
+        for row in range(len(starts)):
+            one = Graph(*(part[row] for part in graph if part is not None))
+            solved = self._solved(one, intrinsic, weighing(self.weights_each, generator).to(starts))
+            if self._held is None:
+                self._held = _Solved(*(part.new_empty(self.graphs, *part.shape) for part in solved))
+            for held, part in zip(self._held, solved, strict=True):
+                held[self.made] = part
+            self.made += 1
+
+    def draw(self, count: int, generator: Generator) -> Lesson:
+        """`count` random pairs of nodes; fewer by those that no imagined way connects."""
+        assert self._held is not None, "no graph was made yet"
+        nodes, u, to_go, best, moves = self._held
+        sizes = (self.made, *to_go.shape[1:])
+        drawn = [torch.randint(size, (count,), generator=generator).to(nodes.device) for size in sizes]
+        known = to_go[tuple(drawn)].isfinite()
+        field, weights, goal, node = (index[known] for index in drawn)
+        # The best move alone is one of a few random directions; with half of the second best it errs less.
+        first, second = (moves[field, node, best[field, weights, goal, node, rank].long()] for rank in (0, 1))
+        action = first + 0.5 * second
+        action = action * (first.norm(dim=-1, keepdim=True) / action.norm(dim=-1, keepdim=True).clamp_min(1e-9))
+        action = torch.where((goal == node)[:, None], torch.zeros_like(action), action)
+        return Lesson(
+            nodes[field, node].float(),
+            nodes[field, goal].float(),
+            u[field, weights],
+            to_go[field, weights, goal, node],
+            action,
+        )
+
+    def _solved(self, graph: Graph, intrinsic: IntrinsicCost, u: Tensor) -> _Solved:
+        assert graph.energies is not None
+        nodes, gamma, count = graph.nodes, self.discount, len(graph.nodes)
+        goal = intrinsic.goal
+        others = [place for place in range(len(intrinsic.names)) if place != goal]
+        resting = graph.moves.new_zeros(1, count, 1, graph.moves.shape[-1])
+        still = intrinsic(nodes[None, :, None], resting, Modulation(nodes[:1]))
+        steps = torch.arange(graph.off.shape[-1], device=nodes.device)
+        every = (count, -1, -1, -1)
+        to_go, best = [], []
+        for weights in u:
+            passed = (graph.energies.float() * weights)[..., others].sum(-1) + weights[goal]
+            # what the move costs so far, and the way off it at the price of its last step
+            off = gamma ** (steps + 1) * (1 - gamma**graph.off) / (1 - gamma)
+            edge = (passed * gamma**steps).cumsum(-1) + passed * off
+            known = torch.full((count, count), torch.inf, device=nodes.device)
+            known.diagonal().copy_((still[0, :, 0].float() * weights)[:, others].sum(-1) / (1 - gamma))
+            found = bellman(
+                graph.successor.expand(every), edge.expand(every), known, (gamma**graph.steps).expand(every)
+            )
+            to_go.append(found.to_go)
+            best.append(found.moves)
+        return _Solved(nodes.to(torch.bfloat16), u, torch.stack(to_go), torch.stack(best), graph.moves)
