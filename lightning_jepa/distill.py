@@ -43,6 +43,7 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
             step.paths.out = str(Path(cfg.paths.out, f"round_{number}"))
             # all rounds share one data set; what an earlier round made of it stays
             step.distill.collection.root = str(Path(cfg.paths.out, "plans"))
+            step.critic.plans.cache = cfg.critic.plans.cache or str(Path(cfg.paths.out, "graphs.pt"))
             episodes = {split: (number + 1) * count for split, count in cfg.distill.collection.episodes.items()}
             step.distill.collection.episodes = episodes
         world = build({**resolved(cfg.world), "episode_steps": cfg.distill.episode_steps})

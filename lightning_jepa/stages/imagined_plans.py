@@ -5,7 +5,9 @@ Legend: B drawn, F graphs, G weights u of each, N nodes, K moves from each (and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -57,10 +59,19 @@ class ImaginedPlans:
         graphs: F.
         weights_each: G.
         discount: of cost.
+        cache: a file that keeps the graphs for the next stage, which would make the same; None for none.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
     def __init__(
-        self, explorer: Callable[..., Explorer], graphs: int, weights_each: int = 1, discount: float = 0.97
+        self,
+        explorer: Callable[..., Explorer],
+        graphs: int,
+        weights_each: int = 1,
+        discount: float = 0.97,
+        cache: str | None = None,
     ) -> None:
         if min(graphs, weights_each) < 1 or not 0 < discount < 1:
             raise ValueError(
@@ -69,6 +80,7 @@ class ImaginedPlans:
             )
         self.make_explorer, self.graphs = explorer, graphs
         self.weights_each, self.discount = weights_each, discount
+        self.cache = None if cache is None else Path(cache)
         self.made = 0
         self._held: _Solved | None = None
 
@@ -89,6 +101,8 @@ class ImaginedPlans:
         generator: Generator,
     ) -> None:
         """Make graphs around pairs of states [B, D], as many as are missing at most."""
+        if self.made == 0 and self._load(intrinsic.fingerprint):
+            return
         starts, others = starts[: self.missing], others[: self.missing]
 
         def energies(states: Tensor, actions: Tensor) -> Tensor:
@@ -105,6 +119,27 @@ class ImaginedPlans:
             for held, part in zip(self._held, solved, strict=True):
                 held[self.made] = part
             self.made += 1
+        if not self.missing:
+            self._save(intrinsic.fingerprint)
+
+    def _load(self, fingerprint: str) -> bool:
+        """Take the graphs from the cache, if they are as many, of this intrinsic cost and so of this world model."""
+        if self.cache is None or not self.cache.is_file():
+            return False
+        found = torch.load(self.cache, weights_only=True)
+        wanted = (self.graphs, self.weights_each, self.discount, fingerprint)
+        if tuple(found.pop("of")) != wanted:
+            return False
+        self._held, self.made = _Solved(**found), self.graphs
+        return True
+
+    def _save(self, fingerprint: str) -> None:
+        if self.cache is None or self._held is None:
+            return
+        of = [self.graphs, self.weights_each, self.discount, fingerprint]
+        beside = self.cache.with_name(f"{self.cache.name}.{os.getpid()}")
+        torch.save({"of": of, **self._held._asdict()}, beside)
+        os.replace(beside, self.cache)
 
     def draw(self, count: int, generator: Generator) -> Lesson:
         """`count` random pairs of nodes; fewer by those that no imagined way connects."""
