@@ -35,8 +35,9 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
         stage: Any = checkpoint.load_stage(trained)
         critic = stage if number == 0 else stage.previous
         parts = {"world_model": critic.jepa, "cost": critic.cost, "planner": build(cfg.distill.planner)}
-        agent = build(cfg.agent, **parts)
-        student = None if number == 0 else build(cfg.agent, **parts, policy=stage.policy, mode="reactive")
+        make = build(cfg.agent)
+        agent = make(**parts)
+        student = None if number == 0 else make(**parts, policy=stage.policy, mode="reactive")
         step = cfg.copy()
         with open_dict(step):
             step.train, step.init_from = "distill", trained

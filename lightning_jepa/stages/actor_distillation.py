@@ -127,6 +127,7 @@ class ActorDistillation(L.LightningModule):
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
+        self.log("graphs_to_make", float(self.plans.missing), prog_bar=True)  # until then steps are slow
         return loss
 
     def validation_step(self, batch: tuple[Window, ...], batch_idx: int) -> None:

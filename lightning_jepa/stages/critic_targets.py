@@ -44,6 +44,8 @@ class Learner(NamedTuple):
 class CriticTarget(Protocol):
     """A way to say what cost is still to come."""
 
+    missing: int  # what has to be made before steps are as fast as they will be
+
     def __call__(self, learner: Learner) -> Lesson:
         """A batch to learn from."""
         ...
@@ -59,6 +61,8 @@ class DeltaTarget:
         delta: steps ahead.
         reach: largest number of steps from a state to the later one that serves as its goal.
     """
+
+    missing = 0
 
     def __init__(self, batch: int, delta: int, reach: int) -> None:
         self.batch, self.delta, self.reach = batch, delta, reach
@@ -91,6 +95,8 @@ class ReturnTarget:
     Raises:
         ValueError: if lambda is not in [0, 1].
     """
+
+    missing = 0
 
     def __init__(self, batch: int, steps: int, trace: float, reach: int) -> None:
         if not 0 <= trace <= 1:
@@ -129,6 +135,11 @@ class ProgrammeTarget:
 
     def __init__(self, batch: int, plans: ImaginedPlans, rows: int = 4) -> None:
         self.batch, self.plans, self.rows = batch, plans, rows
+
+    @property
+    def missing(self) -> int:
+        """Graphs still to be made."""
+        return self.plans.missing
 
     @torch.no_grad()
     def __call__(self, learner: Learner) -> Lesson:

@@ -158,6 +158,7 @@ class CriticTraining(L.LightningModule):
         asymmetry = torch.where(error < 0, 1 - self.expectile, self.expectile)
         loss = 2 * (asymmetry * error.square()).mean()
         self.log("train/loss", loss, prog_bar=True)
+        self.log("graphs_to_make", float(self.target.missing), prog_bar=True)  # until then steps are slow
         self.log("train/rank_correlation", spearman_corrcoef(expected.detach(), lesson.cost))
         return loss
 
