@@ -28,7 +28,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     import lightning as L
 
     from lightning_jepa import checkpoint, tracking
-    from lightning_jepa.build import build
+    from lightning_jepa.build import build, resolved
     from lightning_jepa.distributed import is_main
     from lightning_jepa.staging import staged
 
@@ -36,12 +36,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     resume = checkpoint.resume_path(cfg.resume, cfg.paths.out)
     start = resume or cfg.init_from
     content = None if start is None else checkpoint.read(start)
-    cfg, part = staged(cfg, content)
-    stage, data = build(cfg.stage), build(cfg.data)
+    cfg, is_before = staged(cfg, content)
+    if is_before:
+        # Rebuilt with its weights first: what a stage makes of the one before, it makes of the trained one.
+        own = {key: value for key, value in resolved(cfg.stage).items() if key != "previous"}
+        stage, data = build(own, previous=checkpoint.load_stage(start)), build(cfg.data)
+    else:
+        stage, data = build(cfg.stage), build(cfg.data)
     # Before anything is tracked, so that data or a checkpoint that do not fit leave no run behind.
     data.setup("fit")
-    if content is not None:
-        checkpoint.load_weights(part(stage), content["state_dict"], start)
+    if content is not None and not is_before:
+        checkpoint.load_weights(stage, content["state_dict"], start)
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
     with tracking.tracked(cfg, cfg.train) as logger:
         callbacks.append(checkpoint.EmbedConfig(tracking.plain(cfg), tracking.run_id(logger)))

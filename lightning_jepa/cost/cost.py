@@ -51,10 +51,11 @@ class Cost(nn.Module):
         u, v = self.weights(modulation, states)
         horizon = states.shape[2]
         gamma = self.discount ** torch.arange(horizon, device=states.device)
-        energy = (self.intrinsic(states, actions, modulation).float() @ u[:, None, :, None])[..., 0] * gamma
+        # products and sums, as a matrix product would be rounded to half precision where that is allowed
+        energy = (self.intrinsic(states, actions, modulation).float() * u[:, None, None]).sum(-1) * gamma
         if len(self.critics):
             judged = torch.stack([critic(states[:, :, -1], modulation) for critic in self.critics.values()], -1)
-            ahead = self.discount**horizon * (judged.float() @ v[..., None])[..., 0]
+            ahead = self.discount**horizon * (judged.float() * v[:, None]).sum(-1)
             energy = torch.cat([energy[..., :-1], energy[..., -1:] + ahead[..., None]], -1)
         return energy
 
