@@ -97,6 +97,7 @@ def test_graphs_are_taken_from_the_cache_of_the_same_world_model(shards: str, tm
     assert second.target.plans.missing == 0  # type: ignore[attr-defined]
     drawn = [module.target.plans.draw(50, Generator().manual_seed(3)) for module in (first, second)]  # type: ignore[attr-defined]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+    assert first.target.unseen().missing == 2  # validation does not look at the graphs of training
     nn.init.zeros_(next(second.previous.metric.parameters()))
     other = CriticTraining(second.previous, GOAL, second.critic, ProgrammeTarget(64, plans(cache=cache)), ONE, ADAM)
     other.remember(batch[0])

@@ -46,6 +46,10 @@ class CriticTarget(Protocol):
 
     missing: int  # what has to be made before steps are as fast as they will be
 
+    def unseen(self) -> CriticTarget:
+        """A target of the same kind that knows nothing of what this one has made, for validation."""
+        ...
+
     def __call__(self, learner: Learner) -> Lesson:
         """A batch to learn from."""
         ...
@@ -66,6 +70,10 @@ class DeltaTarget:
 
     def __init__(self, batch: int, delta: int, reach: int) -> None:
         self.batch, self.delta, self.reach = batch, delta, reach
+
+    def unseen(self) -> DeltaTarget:
+        """See `CriticTarget`."""
+        return self
 
     @torch.no_grad()
     def __call__(self, learner: Learner) -> Lesson:
@@ -103,6 +111,10 @@ class ReturnTarget:
             raise ValueError(f"trace={trace}: give a number between 0 and 1")
         self.batch, self.steps, self.trace, self.reach = batch, steps, trace, reach
 
+    def unseen(self) -> ReturnTarget:
+        """See `CriticTarget`."""
+        return self
+
     @torch.no_grad()
     def __call__(self, learner: Learner) -> Lesson:
         """See `CriticTarget`."""
@@ -135,6 +147,12 @@ class ProgrammeTarget:
 
     def __init__(self, batch: int, plans: ImaginedPlans, rows: int = 4) -> None:
         self.batch, self.plans, self.rows = batch, plans, rows
+
+    def unseen(self) -> ProgrammeTarget:
+        """See `CriticTarget`. It makes `rows` graphs, and no cache tells it those of training."""
+        plans = self.plans
+        own = ImaginedPlans(plans.make_explorer, self.rows, plans.weights_each, plans.discount)
+        return ProgrammeTarget(self.batch, own, self.rows)
 
     @property
     def missing(self) -> int:

@@ -78,7 +78,7 @@ class CriticTraining(L.LightningModule):
         if critic.terms != len(self.intrinsic.names):
             raise ValueError(f"the critic is made for {critic.terms} terms, there are {list(self.intrinsic.names)}")
         self.critic, self.target, self.u = critic, target, u
-        self._unseen, self._held_out = copy.deepcopy(target), list[Lesson]()  # the same of layouts never trained on
+        self._unseen, self._held_out = target.unseen(), list[Lesson]()  # the same of layouts never trained on
         self.follower = copy.deepcopy(critic).requires_grad_(False)
         self.optimizer, self.warm_up = optimizer, warm_up
         self.expectile, self.follow, self.memory_windows = expectile, follow, memory_windows
@@ -107,7 +107,12 @@ class CriticTraining(L.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """The critic will be one of this intrinsic cost."""
+        """The critic will be one of this intrinsic cost.
+
+        Raises:
+            ValueError: if it was one of another before.
+        """
+        self.critic.check(self.intrinsic.fingerprint)
         self.critic.sign(self.intrinsic.fingerprint)
 
     def on_fit_end(self) -> None:
