@@ -48,9 +48,9 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
             episodes = {split: (number + 1) * count for split, count in cfg.distill.collection.episodes.items()}
             step.distill.collection.episodes = episodes
         world = build({**resolved(cfg.world), "episode_steps": cfg.distill.episode_steps})
-        teacher = build(cfg.distill.teacher, agent=agent, u=critic.u, student=student)
+        teacher = build(cfg.distill.teacher)(agent=agent, u=critic.u, student=student)
         print(f"distill: round {number + 1} of {cfg.distill.rounds}", flush=True)
-        build(step.distill.collection, world=world, policy=teacher).run()
+        build(step.distill.collection)(world=world, policy=teacher).run()
         done = train(step)
         trained = done["checkpoint"]
     return done
