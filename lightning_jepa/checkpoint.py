@@ -25,14 +25,16 @@ class EmbedConfig(L.Callback):
     Args:
         config: the run's resolved configuration, plain containers and values; `config["stage"]` rebuilds the module.
         run_id: the tracked run, which `resume=PATH` continues; None where nothing is tracked.
+        cost_before: `training_cost` of what this training started from.
     """
 
-    def __init__(self, config: dict[str, Any], run_id: str | None) -> None:
-        self.config, self.run_id = config, run_id
+    def __init__(self, config: dict[str, Any], run_id: str | None, cost_before: Mapping[str, float]) -> None:
+        self.config, self.run_id, self.cost_before = config, run_id, dict(cost_before)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called by Lightning while it gathers a checkpoint."""
         checkpoint["config"], checkpoint["run_id"] = self.config, self.run_id
+        checkpoint["cost_before"] = self.cost_before
 
 
 def resume_path(resume: str | None, out: str | Path) -> Path | None:
@@ -76,14 +78,14 @@ def load_stage(path: str | Path) -> L.LightningModule:
     return stage.eval()
 
 
-def training_cost(path: str | Path) -> dict[str, float]:
-    """Seconds, frames and transitions behind a checkpoint, as the results file names them; empty if not counted.
-
-    Raises:
-        ValueError: if the file cannot be read.
-    """
-    cost: dict[str, float] = read(path).get("callbacks", {}).get("TrainingCost", {})
-    return cost
+def training_cost(content: Mapping[str, Any]) -> dict[str, float]:
+    """What is behind a checkpoint's content: seconds of each stage, frames and transitions; empty if not counted."""
+    own = dict(content.get("callbacks", {}).get("TrainingCost", {}))
+    stage = content["config"].get("train", "pretrain")
+    if own and stage != "pretrain":
+        own = {f"{stage}_seconds": own["train_seconds"]}
+    before: dict[str, float] = content.get("cost_before", {})
+    return {**before, **{key: value + before.get(key, 0) for key, value in own.items()}}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

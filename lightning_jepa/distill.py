@@ -34,7 +34,10 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
     for number in range(cfg.distill.rounds):
         stage: Any = checkpoint.load_stage(trained)
         critic = stage if number == 0 else stage.previous
-        parts = {"world_model": critic.jepa, "cost": critic.cost, "planner": build(cfg.distill.planner)}
+        planner = build(cfg.distill.planner)
+        if callable(planner):  # a partial one
+            planner = planner(metric=critic.metric)
+        parts = {"world_model": critic.jepa, "cost": critic.cost, "planner": planner}
         make = build(cfg.agent)
         agent = make(**parts)
         student = None if number == 0 else make(**parts, policy=stage.policy, mode="reactive")
@@ -42,6 +45,8 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
         with open_dict(step):
             step.train, step.init_from = "distill", trained
             step.paths.out = str(Path(cfg.paths.out, f"round_{number}"))
+            if "run_name" in step.tracking:
+                step.tracking.run_name = f"{step.tracking.run_name}_round_{number}"
             # all rounds share one data set; what an earlier round made of it stays
             step.distill.collection.root = str(Path(cfg.paths.out, "plans"))
             step.critic.plans.cache = cfg.critic.plans.cache or str(Path(cfg.paths.out, "graphs.pt"))

@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig) -> Path:
         raise ValueError("no checkpoint to evaluate; give checkpoint=PATH, as printed at the end of training")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     stage = checkpoint.load_stage(cfg.checkpoint)
-    cost = checkpoint.training_cost(cfg.checkpoint)
+    cost = checkpoint.training_cost(checkpoint.read(cfg.checkpoint))
     exam, out = build(cfg.evaluation), Path(cfg.paths.out)
     path, memo = out / f"seed_{cfg.seed}.json", out / "exam.json"
     asked = json.dumps({"evaluation": tracking.plain(cfg)["evaluation"], "training": cost}, indent=1)

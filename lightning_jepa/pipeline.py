@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from lightning_jepa.errors import one_message
 from lightning_jepa.paths import CONF
@@ -22,9 +22,11 @@ def pipeline(cfg: DictConfig) -> Path | None:
     """
     from lightning_jepa import tracking
     from lightning_jepa.build import build
+    from lightning_jepa.distill import distill
     from lightning_jepa.evaluate import evaluate
     from lightning_jepa.evaluation import results
-    from lightning_jepa.precheck import precheck, pretrained
+    from lightning_jepa.precheck import before, foundation, precheck
+    from lightning_jepa.staging import TRAINED
     from lightning_jepa.train import train
 
     precheck(cfg)
@@ -39,14 +41,23 @@ def pipeline(cfg: DictConfig) -> Path | None:
                 digests = {split: manifest.digest for split, manifest in manifests.items()}
                 tracking.log_data(own, step.data.root, digests, "collect")
         for seed in cfg.seeds:
-            step = tracking.nested(cfg, "pretrain", seed, parent)
-            trained = cfg.checkpoint or pretrained(cfg, seed)
-            if "pretrain" in cfg.stages:
-                print(f"pretrain: seed {seed}", flush=True)
-                trained = train(step)["checkpoint"]
+            trained = None
+            graphs = Path(cfg.paths.out, f"graphs_seed_{seed}.pt")
+            for stage in (name for name in TRAINED if name in cfg.stages):
+                step = tracking.nested(cfg, stage, seed, parent)
+                with open_dict(step):
+                    step.train = stage
+                    below = trained if before(stage) in cfg.stages else foundation(cfg, stage, seed)
+                    step.init_from = None if below is None else str(below)
+                    if step.critic is not None and "plans" in step.critic:
+                        step.critic.plans.cache = str(graphs)  # two stages share them
+                print(f"{stage}: seed {seed}", flush=True)
+                trained = (distill if stage == "distill" else train)(step)["checkpoint"]
+            graphs.unlink(missing_ok=True)  # large, and no use to anyone else
             if "evaluate" in cfg.stages:
                 print(f"evaluate: seed {seed}", flush=True)
-                evaluated.append(evaluate(tracking.nested(cfg, "evaluate", seed, parent, trained)))
+                found = str(trained or foundation(cfg, "evaluate", seed))
+                evaluated.append(evaluate(tracking.nested(cfg, "evaluate", seed, parent, found)))
         if evaluated:
             merged = results.merge(evaluated, destination)
             logger.log_metrics({f"exam/{key}": figure.value for key, figure in merged.metrics.items()})

@@ -48,8 +48,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if content is not None and not is_before:
         checkpoint.load_weights(stage, content["state_dict"], start)
     callbacks = [build(node) for node in cfg.callbacks.values() if node is not None]
+    cost: dict[str, float] = {}
+    if content is not None:
+        cost = content.get("cost_before", {}) if resume else checkpoint.training_cost(content)
     with tracking.tracked(cfg, cfg.train) as logger:
-        callbacks.append(checkpoint.EmbedConfig(tracking.plain(cfg), tracking.run_id(logger)))
+        callbacks.append(checkpoint.EmbedConfig(tracking.plain(cfg), tracking.run_id(logger), cost))
         trainer: L.Trainer = build(cfg.trainer, logger=logger, callbacks=callbacks)
         if is_main():
             what = f"{sum(weight.numel() for weight in stage.parameters() if weight.requires_grad):,} weights"

@@ -28,7 +28,7 @@ def trained(folder: Path, steps: int, resume: Path | None = None, every: int = 1
         max_steps=steps,
         max_epochs=-1,
         logger=False,
-        callbacks=[last, TrainingCost(), checkpoint.EmbedConfig(CONFIG, "run7")],
+        callbacks=[last, TrainingCost(), checkpoint.EmbedConfig(CONFIG, "run7", {})],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -81,12 +81,25 @@ def test_a_stage_is_rebuilt_from_its_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / checkpoint.LAST)["run_id"] == "run7"
 
 
+def test_training_cost_adds_up_over_stages() -> None:
+    def of(stage: str, seconds: float, before: dict[str, float]) -> dict[str, float]:
+        counted = {"TrainingCost": {"train_seconds": seconds, "train_frames": 100, "train_transitions": 50}}
+        content = {"config": {"train": stage}, "callbacks": counted, "cost_before": before}
+        return checkpoint.training_cost(content)
+
+    below = of("pretrain", 10.0, {})
+    assert below == {"train_seconds": 10, "train_frames": 100, "train_transitions": 50}
+    assert of("critic", 3.0, below) == {**below, "critic_seconds": 3}
+    assert of("distill", 4.0, of("distill", 2.0, below)) == {**below, "distill_seconds": 6}
+    assert checkpoint.training_cost({"config": {}}) == {}
+
+
 def test_training_cost_adds_up_over_a_resume(tmp_path: Path) -> None:
     trained(tmp_path, 3)
-    first = checkpoint.training_cost(tmp_path / checkpoint.LAST)
+    first = checkpoint.training_cost(checkpoint.read(tmp_path / checkpoint.LAST))
     assert first["train_frames"] == 3 * 4 * 2  # steps, windows in a batch, frames in a window
     trained(tmp_path, 5, resume=tmp_path / checkpoint.LAST)
-    second = checkpoint.training_cost(tmp_path / checkpoint.LAST)
+    second = checkpoint.training_cost(checkpoint.read(tmp_path / checkpoint.LAST))
     assert second["train_frames"] == 5 * 4 * 2
     assert second["train_seconds"] > first["train_seconds"] > 0
 

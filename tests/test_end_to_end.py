@@ -30,6 +30,7 @@ from lightning_jepa.paths import CONF
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parent.parent
+TIMES = ("ms_per_decision", "mode1_speedup")
 FRAMES = 2 * 15 * 16 * (9 + 4)  # epochs, steps, batch, frames of both levels
 
 
@@ -43,6 +44,10 @@ class Chain:
     @property
     def checkpoint(self) -> Path:
         return self.root / "first" / "pretrain_seed_0" / checkpoint.LAST
+
+    @property
+    def distilled(self) -> Path:
+        return self.root / "first" / "distill_seed_0" / "round_1" / checkpoint.LAST
 
     def configuration(self, run: str, *overrides: str) -> DictConfig:
         return configuration(self.root, run, *overrides)
@@ -74,7 +79,7 @@ def without_times(found: Results) -> dict[str, object]:
         table: {name: {key: row[key] for key in row if key != "ms_per_decision"} for name, row in rows.items()}
         for table, rows in found.tables.items()
     }
-    metrics = {key: figure for key, figure in found.metrics.items() if key != "ms_per_decision"}
+    metrics = {key: figure for key, figure in found.metrics.items() if key not in TIMES}
     return {"metrics": metrics, "floors": found.floors, "controls": found.controls, "tables": tables}
 
 
@@ -88,9 +93,22 @@ def test_pretrain_leaves_a_stage_that_can_be_rebuilt(chain: Chain) -> None:
     stage = checkpoint.load_stage(chain.checkpoint)
     assert not stage.training
     assert stage.jepa.state_size == 324
-    cost = checkpoint.training_cost(chain.checkpoint)
+    cost = checkpoint.training_cost(checkpoint.read(chain.checkpoint))
     assert cost["train_frames"] == FRAMES
     assert cost["train_transitions"] == Manifest.load(chain.root / "data" / "two_rooms_33" / "train").transitions
+
+
+def test_critic_and_policy_build_on_what_was_trained(chain: Chain) -> None:
+    """The intrinsic cost measures in the metric that pretraining left; the critic was trained for this one."""
+    pretrained, distilled = checkpoint.load_stage(chain.checkpoint), checkpoint.load_stage(chain.distilled)
+    s = torch.randn(5, 324)
+    with torch.no_grad():
+        frozen = distilled.previous.intrinsic.terms["goal"].metric(s)
+        torch.testing.assert_close(frozen, pretrained.metric(s))
+        torch.testing.assert_close(frozen, distilled.metric(s))
+    signature = bytes(distilled.previous.critic.signature.tolist()).hex()
+    assert signature == distilled.intrinsic.fingerprint
+    assert not list((chain.root / "first").glob("graphs*"))
 
 
 def test_evaluate_leaves_numbers(chain: Chain) -> None:
@@ -112,9 +130,13 @@ def test_evaluate_leaves_numbers(chain: Chain) -> None:
     assert keys <= exam["metrics"].keys()
     assert {"random", "straight", "drunkard", "true_dynamics_raw_distance", "expert"} <= exam["floors"].keys()
     assert found.metrics["mode2_success"].n == 4
-    assert {"planners", "diagnosis"} <= exam["tables"].keys()
+    keys = {"mode1_success", "mode1_speedup", "warm_start_success_quarter", "behaviour_cloning_success"}
+    assert keys <= exam["metrics"].keys()
+    assert {"planners", "modes", "diagnosis"} <= exam["tables"].keys()
+    assert exam["tables"]["modes"]["mode1"]["evaluations"]["value"] == 0
+    assert exam["controls"]["warm_start_success_quarter"].keys() == {"cold_start", "untrained_policy"}
     assert found.cost["train_frames"] == FRAMES
-    assert found.cost["train_seconds"] > 0
+    assert min(found.cost[f"{stage}_seconds"] for stage in ("train", "critic", "distill")) > 0
     assert summary(found).endswith("note: a test")
     assert "open-loop position error at 16 steps, px" in main_tables(found)
 
@@ -128,12 +150,16 @@ def test_evaluate_leaves_pictures(chain: Chain) -> None:
             assert min(picture.size) > 50
 
 
-def test_the_store_shows_a_parent_with_three_children(chain: Chain) -> None:
+def test_the_store_shows_a_parent_with_a_child_for_each_stage(chain: Chain) -> None:
     client = MlflowClient(f"sqlite:///{chain.root}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("two_rooms_tiny").experiment_id])
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     children = {run.info.run_name: run for run in runs if run is not parent}
-    assert set(children) == {"collect_seed_0", "pretrain_seed_0", "evaluate_seed_0"}
+    distilled = {f"distill_seed_0_round_{number}" for number in (0, 1)}
+    others = {f"{stage}_seed_0" for stage in ("collect", "pretrain", "critic", "evaluate")}
+    assert set(children) == distilled | others
+    assert "val/rank_correlation" in children["critic_seed_0"].data.metrics
+    assert "val/perceived" in children["distill_seed_0_round_1"].data.metrics
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert "exam/mode2_success" in parent.data.metrics
@@ -154,25 +180,61 @@ def test_the_same_seed_gives_the_same_numbers(chain: Chain) -> None:
     written = pipeline.pipeline(chain.configuration("again", "tracking=none"))
     assert written is not None
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
-    weights, others = (
-        checkpoint.read(path)["state_dict"]
-        for path in (chain.checkpoint, chain.root / "again" / "pretrain_seed_0" / checkpoint.LAST)
-    )
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    for left in (chain.checkpoint, chain.distilled):
+        again = chain.root / "again" / left.relative_to(chain.root / "first")
+        weights, others = (checkpoint.read(path)["state_dict"] for path in (left, again))
+        assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert without_times(results.load(written)) == without_times(first)
 
 
 def test_evaluate_alone_takes_a_checkpoint(chain: Chain) -> None:
-    """The exam once more, and of nothing else than the checkpoint."""
+    """The exam of pretraining alone: the world model is the same, plans go by the energy of the goal, no Mode-1."""
     overrides = ("stages=[evaluate]", f"checkpoint={chain.checkpoint}", "tracking=none", "name=alone")
     written = pipeline.pipeline(chain.configuration("alone", *overrides, "evaluation.diagnosis_episodes=0"))
     assert written == chain.root / "results" / "alone.json"
     found, first = results.load(written), chain.results()
-    assert {k: v for k, v in found.metrics.items() if k != "ms_per_decision"} == {
-        k: v for k, v in first.metrics.items() if k != "ms_per_decision"
-    }
-    assert "diagnosis" not in found.tables
+    for key in ("probe_agent_r2", "rollout_error_px_16", "wall_leak_rate"):
+        assert found.metrics[key] == first.metrics[key]
+    assert "mode2_success" in found.metrics
+    assert "mode1_success" not in found.metrics
+    assert set(found.tables) == {"planners"}
     assert not (chain.root / "alone" / "pretrain_seed_0").exists()
+
+
+def test_the_pipeline_goes_on_from_where_a_folder_is(chain: Chain, tmp_path: Path) -> None:
+    """Later stages find what those before them left; nothing is found of a stage that was left out."""
+    shutil.copytree(chain.root / "first" / "pretrain_seed_0", tmp_path / "pretrain_seed_0")
+    settings = ("tracking=none", f"paths.out={tmp_path}")
+    assert pipeline.pipeline(chain.configuration("first", *settings, "stages=[critic]")) is None
+    weights, others = (
+        checkpoint.read(folder / "critic_seed_0" / checkpoint.LAST)["state_dict"]
+        for folder in (tmp_path, chain.root / "first")
+    )
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    shutil.rmtree(tmp_path / "critic_seed_0")
+    with pytest.raises(ValueError, match=r"no checkpoint .*critic_seed_0.* for distill to build on"):
+        pipeline.pipeline(chain.configuration("first", *settings, "stages=[pretrain,distill]"))
+    cfg = chain.configuration("first", *settings, "stages=[critic]")
+    cfg.critic = None
+    with pytest.raises(ValueError, match=r"nothing says how: choose critic="):
+        pipeline.pipeline(cfg)
+
+
+def test_a_critic_of_pain_from_a_world_to_its_results(tmp_path: Path) -> None:
+    """The experiment `hazards` at its smallest: what is felt goes through shards, world model, critic and exam."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        settings = [f"hydra.searchpath=[file://{TEST_CONF}]", "experiment=hazards_tiny", f"paths.root={tmp_path}"]
+        cfg = compose("config", [*settings, f"paths.out={tmp_path}/run", "tracking=none"])
+    written = pipeline.pipeline(cfg)
+    assert written == tmp_path / "results" / "hazards_tiny.json"
+    found = results.load(written)
+    keys = {"critic_rank_correlation", "short_horizon_with_critic", "short_horizon_without", "long_horizon"}
+    assert keys | {"evaluations_ratio", "one_shot_rise", "one_shot_elsewhere", "dose_response"} <= found.metrics.keys()
+    assert found.metrics["evaluations_ratio"].value <= 0.2
+    stage = checkpoint.load_stage(tmp_path / "run" / "critic_seed_0" / checkpoint.LAST)
+    assert stage.intrinsic.names == ("goal", "pain")
+    manifest = Manifest.load(tmp_path / "data" / "hazards_33" / "train")
+    assert (manifest.body_names, manifest.energy_names) == (("energy_level", "pain"), ("pain",))
 
 
 def command(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -207,7 +269,7 @@ def test_two_processes_train_as_one_run(chain: Chain, own_root: Path) -> None:
     launch = ("torch.distributed.run", "--nproc-per-node=2", "-m", "lightning_jepa.train", "tracking=none")
     answer = command(*launch, "trainer.devices=2", "trainer.strategy=ddp", root=own_root)
     (run,) = own_root.glob("runs/two_rooms_tiny/*")
-    assert checkpoint.training_cost(run / checkpoint.LAST)["train_frames"] == 2 * FRAMES
+    assert checkpoint.training_cost(checkpoint.read(run / checkpoint.LAST))["train_frames"] == 2 * FRAMES
     assert answer.stdout.count("trained 30 steps") == 1
 
 

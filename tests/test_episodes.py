@@ -135,7 +135,6 @@ def test_diagnosis_names_the_part_that_bounds(world, tasks):
         world_model=Centroid(),
         cost=PixelDistance(),
         decode=lambda s: s,
-        true_planner=Sampler(),
         search=Sampler(),
         larger=Sampler(),
         make_agent=Cycle,
@@ -143,5 +142,4 @@ def test_diagnosis_names_the_part_that_bounds(world, tasks):
     success = {name: int(run.ever.sum()) for name, run in runs.items()}
     assert success["true_all"] >= success["true_contact_cost"] - 1
     assert success["true_all"] == 4
-    assert success["goal_energy"] < 4
-    assert success["agent_larger"] == success["goal_energy"]
+    assert success["agent_larger"] < 4

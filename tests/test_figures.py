@@ -71,14 +71,17 @@ class Straight:
 class Cycle:
     """The agent at its smallest."""
 
-    def __init__(self, world_model, cost, planner, seed: int) -> None:
+    def __init__(self, world_model, cost, planner, seed: int, policy=None, mode: str = "deliberate", noise=0.5) -> None:
         self.world_model, self.cost, self.planner, self.evaluations = world_model, cost, planner, 0
+        self.policy, self.reactive = policy, mode == "reactive"
 
     def reset(self, goal_observations: Tensor) -> None:
         self.modulation = Modulation(goal=self.world_model.encode(goal_observations[:, None])[:, 0])
 
     def act(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         s = self.world_model.encode(observations[:, None])[:, 0]
+        if self.reactive:
+            return self.policy.act(s, self.modulation)
         plan = self.planner.plan(s, self.world_model, self.cost, self.modulation)
         self.evaluations += plan.evaluations
         return plan.actions[:, 0].detach()
@@ -87,7 +90,34 @@ class Cycle:
 class Stage(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.jepa, self.metric = Blind(), nn.Identity()
+        self.jepa, self.metric, self.cost, self.policy = Blind(), nn.Identity(), None, None
+
+
+class Expert(nn.Module):
+    """A policy that walks straight at the goal until it was taught something else: then as little as it knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taught = nn.Linear(1, 2, bias=False)
+        nn.init.zeros_(self.taught.weight)
+
+    def act(self, s: Tensor, modulation: Modulation) -> Tensor:
+        way = modulation.goal[:, :2] - s[:, :2]
+        straight = 2.4 * way / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        return straight if not self.taught.weight.any() else self.taught(torch.ones(len(s), 1))
+
+    def misfit(self, s: Tensor, modulation: Modulation, planned: Tensor) -> Tensor:
+        return (self.taught(torch.ones(len(s), 1)) - planned).square().sum(-1)
+
+
+class East:
+    """Whoever collected the data, it always went the same way."""
+
+    def reset(self, world, layouts, generator) -> Tensor:
+        return world.sample_states(layouts, torch.zeros_like(layouts), generator)
+
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        return torch.tensor([2.0, 0.0]).expand(len(observations), 2)
 
 
 @pytest.fixture
@@ -108,11 +138,13 @@ def exam(world: RoomsWorld, **changes) -> TwoRoomsExam:
         "world": world,
         "tasks": some_tasks(world),
         "planner": Straight(),
+        "quarter": Straight(),
         "planners": {"straight": Straight},
         "search": Straight(),
         "larger": Straight,
         "cost": GoalEnergy,
         "agent": Cycle,
+        "walker": East(),
         "episodes": 6,
         "planner_episodes": 4,
         "diagnosis_episodes": 2,
@@ -155,7 +187,8 @@ def test_the_exam_tells_a_model_that_sees_all_and_knows_no_walls(world, tmp_path
     assert set(controls["probe_agent_r2"]) == {"random_encoder"}
     assert set(written.tables["planners"]) == {"agent", "straight"}
     assert written.tables["planners"]["straight"]["evaluations"].value == 8
-    assert len(written.tables["diagnosis"]) == 8
+    assert len(written.tables["diagnosis"]) == 6
+    assert "modes" not in written.tables
     pictures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert pictures == [
         "episodes.gif",
@@ -165,6 +198,23 @@ def test_the_exam_tells_a_model_that_sees_all_and_knows_no_walls(world, tmp_path
         "rollouts.png",
         "success.png",
     ]
+
+
+def test_the_exam_tells_the_modes_apart(world, tmp_path):
+    """A policy that is as good as Mode-2 in reactive mode; its clone of walks to the east only ever goes east."""
+    stage = Stage()
+    stage.cost, stage.policy = GoalEnergy(), Expert()
+    few = {"planners": {}, "diagnosis_episodes": 0, "probe_walks": 40, "rank_layouts": 1}
+    small = exam(world, cloning={"episodes": 4, "updates": 300, "batch": 16}, **few)
+    found = small.run(stage, 0, tmp_path, {})
+    written = load(tmp_path / "seed_0.json")
+    modes = written.tables["modes"]
+    assert found["mode1_success"] == found["mode2_success"] == modes["quarter_cold"]["success"].value
+    assert found["behaviour_cloning_success"] == 0
+    times = [modes[mode]["ms_per_decision"].value for mode in ("mode2", "mode1")]
+    assert found["mode1_speedup"] == pytest.approx(times[0] / times[1])
+    assert set(written.controls["warm_start_success_quarter"]) == {"cold_start", "untrained_policy"}
+    assert not stage.policy.taught.weight.any()  # the exam taught a copy
 
 
 def test_the_same_seed_gives_the_same_numbers_and_seeds_merge(tmp_path):

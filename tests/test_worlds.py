@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.worlds.geometry import coverage, inside, travel
+from data_pipelines.worlds.hazards import HazardRooms, HazardTwoRooms
 from data_pipelines.worlds.rooms import RoomsWorld, TwoRoomsLayouts
-from data_pipelines.worlds.tasks import FOLDER, load_tasks, two_rooms_tasks, write_tasks
+from data_pipelines.worlds.tasks import FOLDER, load_tasks, room_tasks, write_tasks
 from data_pipelines.worlds.walks import VonMisesWalk
 from lightning_jepa.types import Tasks
 
@@ -125,26 +126,28 @@ def test_the_expert_reaches_the_goals_along_the_shortest_way() -> None:
     assert ((world.state - tasks.goals).norm(dim=-1) < 0.1).all()
 
 
-def test_the_committed_tasks_are_those_of_their_seed() -> None:
-    tasks, drawn = load_tasks(), two_rooms_tasks()
+WORLDS = {"two_rooms": RoomsWorld(LAYOUTS), "hazards": HazardRooms(HazardTwoRooms())}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_committed_tasks_are_those_of_their_seed(name: str, tmp_path: Path) -> None:
+    world = WORLDS[name]
+    tasks, drawn = load_tasks(name), room_tasks(world)
     assert all(torch.equal(a, b) for a, b in zip(tasks, drawn, strict=True))
     assert len(tasks.layouts) == 300
-    wall = LAYOUTS.factors(tasks.layouts)[:, 0]
+    wall = world.layouts.factors(tasks.layouts)[:, 0]
     assert ((tasks.starts[:, 0] < wall) != (tasks.goals[:, 0] < wall)).all()
-    assert set(tasks.layouts.tolist()) <= set(LAYOUTS.ids("held_out").tolist())
-    world = RoomsWorld(LAYOUTS)
-    world.reset(tasks.layouts, tasks.starts)
-    assert not inside(torch.stack([tasks.starts, tasks.goals], 1), world.solid).any()
-
-
-def test_written_tasks_are_the_committed_file(tmp_path: Path) -> None:
-    path = tmp_path / "again.json"
-    write_tasks(two_rooms_tasks(), path)
-    assert path.read_bytes() == (FOLDER / "two_rooms.json").read_bytes()
+    assert set(tasks.layouts.tolist()) <= set(world.layouts.ids("held_out").tolist())
+    for places in (tasks.starts, tasks.goals):
+        world.reset(tasks.layouts, places)
+        assert not inside(places[:, None], world.solid).any()
+        assert (world.body()[:, 1:] == 0).all()  # it hurts at neither end
+    write_tasks(drawn, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (FOLDER / f"{name}.json").read_bytes()
 
 
 def test_an_unknown_list_of_tasks_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'three_rooms'; choose one of: two_rooms"):
+    with pytest.raises(ValueError, match=r"'three_rooms'; choose one of: hazards, two_rooms"):
         load_tasks("three_rooms")
 
 

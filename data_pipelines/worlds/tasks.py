@@ -10,26 +10,31 @@ from pathlib import Path
 
 import torch
 
+from data_pipelines.worlds.hazards import HazardRooms, HazardTwoRooms
 from data_pipelines.worlds.rooms import RoomsWorld, TwoRoomsLayouts
 from lightning_jepa.types import Tasks
 
 FOLDER = Path(__file__).parent / "tasks"
 
 
-def two_rooms_tasks(count: int = 300, seed: int = 0) -> Tasks:
-    """Draw tasks in held-out layouts of Two-Rooms, start and goal uniform in opposite rooms.
+def room_tasks(world: RoomsWorld, count: int = 300, seed: int = 0) -> Tasks:
+    """Draw tasks in held-out layouts of a world of two rooms, start and goal uniform in opposite rooms.
 
-    Positions are rounded to a thousandth of a pixel, so that the list survives being written as text.
+    Where there are hazards, none begins or ends in one. Positions are rounded to a thousandth of a pixel, so that the
+    list survives being written as text.
     """
-    layouts = TwoRoomsLayouts()
-    world = RoomsWorld(layouts)
     generator = torch.Generator().manual_seed(seed)
-    ids = layouts.ids("held_out")
-    chosen = ids[torch.randint(len(ids), (count,), generator=generator)]
-    rooms = torch.randint(2, (count,), generator=generator)
-    starts = world.sample_states(chosen, rooms, generator)
-    goals = world.sample_states(chosen, 1 - rooms, generator)
-    return Tasks(chosen, starts.round(decimals=3), goals.round(decimals=3))
+    ids = world.layouts.ids("held_out")
+    chosen = ids[torch.randint(len(ids), (4 * count if world.body_names else count,), generator=generator)]
+    rooms = torch.randint(2, (len(chosen),), generator=generator)
+    starts = world.sample_states(chosen, rooms, generator).round(decimals=3)
+    goals = world.sample_states(chosen, 1 - rooms, generator).round(decimals=3)
+    safe = torch.ones(len(chosen), dtype=torch.bool)
+    if "pain" in world.body_names:
+        for place in (starts, goals):
+            world.reset(chosen, place)
+            safe &= world.body()[:, world.body_names.index("pain")] == 0
+    return Tasks(*(part[safe][:count] for part in (chosen, starts, goals)))
 
 
 def write_tasks(tasks: Tasks, path: Path) -> None:
@@ -60,4 +65,5 @@ def load_tasks(name: str = "two_rooms") -> Tasks:
 
 
 if __name__ == "__main__":
-    write_tasks(two_rooms_tasks(), FOLDER / "two_rooms.json")
+    write_tasks(room_tasks(RoomsWorld(TwoRoomsLayouts())), FOLDER / "two_rooms.json")
+    write_tasks(room_tasks(HazardRooms(HazardTwoRooms())), FOLDER / "hazards.json")

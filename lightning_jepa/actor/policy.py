@@ -56,6 +56,7 @@ class MixturePolicy(nn.Module):
         self.action_size, self.action_bound, self.components = action_size, action_bound, components
         outputs = components * (action_size + 2)  # means, a log standard deviation, a logit
         self.head = mlp(2 * features_size + body_size + terms, hidden, outputs)
+        self._goal: tuple[Tensor, Tensor] | None = None  # the last goals acted for, and their features
 
     def forward(self, s: Tensor, modulation: Modulation) -> tuple[Tensor, Tensor, Tensor]:
         """The mixture for s [B, D]: means [B, C, A], log standard deviations [B, C], logits [B, C].
@@ -71,12 +72,26 @@ class MixturePolicy(nn.Module):
             )
         share = u / u.sum(-1, keepdim=True).clamp_min(1e-6)  # only ratios between terms change what is best
         body = s[:, s.shape[1] - self.body_size :]
-        found = self.head(torch.cat([self.features(s), self.features(modulation.goal), body, share], -1))
+        found = self.head(torch.cat([self.features(s), self._featured(modulation.goal), body, share], -1))
         found = found.float().unflatten(-1, (self.components, self.action_size + 2))
         direction, log_std, logit = found[..., : self.action_size], found[..., -2], found[..., -1]
         length = direction.norm(dim=-1, keepdim=True)
         means = self.action_bound * direction * (torch.tanh(length) / length.clamp_min(1e-6))
         return means, log_std.clamp(-4, 1), logit
+
+    def train(self, mode: bool = True) -> MixturePolicy:
+        """As always; what is known of goals is forgotten, as weights may change."""
+        self._goal = None
+        return super().train(mode)
+
+    def _featured(self, goal: Tensor) -> Tensor:
+        """Features of goals, which stay the same for a whole episode: half of the time of an action."""
+        if self.training or torch.is_grad_enabled():
+            features: Tensor = self.features(goal)
+            return features
+        if self._goal is None or self._goal[0] is not goal:
+            self._goal = goal, self.features(goal)
+        return self._goal[1]
 
     def act(self, s: Tensor, modulation: Modulation) -> Tensor:
         """See `protocols.Policy`."""

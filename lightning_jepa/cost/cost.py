@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.types import Modulation
 
@@ -30,7 +31,7 @@ class Cost(nn.Module):
         discount: gamma; the critics' own, where there are any.
 
     Raises:
-        ValueError: if the discount is not in (0, 1].
+        ValueError: if the discount is not in (0, 1], or a critic was trained for another intrinsic cost.
     """
 
     def __init__(
@@ -41,6 +42,9 @@ class Cost(nn.Module):
             raise ValueError(f"discount={discount}: give a number above 0, at most 1")
         self.intrinsic, self.discount = intrinsic, discount
         self.critics = nn.ModuleDict(dict(critics or {}))
+        for critic in self.critics.values():
+            if isinstance(critic, Critic):
+                critic.check(intrinsic.fingerprint)
 
     def forward(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
         """[B, S, H, D], [B, S, H, A] -> [B, S, H].

@@ -1,13 +1,10 @@
 """What bounds success: the true one of each learned part is swapped in, the rest stays as it is.
 
-A row that rises when a part is replaced by the truth names that part as a bound. Two searches are looked at: the
-agent's own, which may build a cost for each goal, and one that descends the cost it is given.
+A row that rises when a part is replaced by the truth names that part as a bound.
 
-    agent                 learned dynamics, the agent's own search
+    agent                 learned dynamics, learned cost, the agent's own search
     agent_larger          the same with a larger budget
-    agent_true_contact    true dynamics and perception, the agent's own search
-    goal_energy           learned dynamics, energy of the goal
-    true_contact          true dynamics,    energy of the goal in the true picture
+    true_contact          true dynamics,    learned cost of the true picture
     true_cost             learned dynamics, true way's length from the decoded position
     true_contact_cost     true dynamics,    true way's length from the position perceived in the true picture
     true_all              true dynamics,    true way's length: what is left is search
@@ -25,7 +22,7 @@ from torch import Tensor
 
 from lightning_jepa.evaluation.episodes import Acting, AgentPolicy, Episodes, run_episodes
 from lightning_jepa.evaluation.fields import Field, energy_field, perceived_field, way_field
-from lightning_jepa.evaluation.floors import PixelDistance, TrueDynamics
+from lightning_jepa.evaluation.floors import TrueDynamics
 from lightning_jepa.evaluation.rollouts import Decode
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.protocols import Cost, Planner, WorldModel
@@ -102,7 +99,6 @@ def diagnose(
     world_model: WorldModel,
     cost: Cost,
     decode: Decode,
-    true_planner: Planner,
     larger: Planner | None,
     search: Planner,
     make_agent: MakeAgent,
@@ -112,16 +108,13 @@ def diagnose(
 ) -> dict[str, Episodes]:
     """One row for each swap, all on the same tasks, named as in the module's docstring, but the agent's own.
 
-    `true_planner` is the agent's for true positions, `larger` the agent's with a larger budget, and `search` minimises
-    whatever cost it is given.
+    `larger` is the agent's planner with a larger budget, and `search` minimises whatever cost it is given.
     """
     truth = TrueDynamics(world)
     ways, place = Ways(), EnergyOfPlace(world_model, cost)
     way, decoded = WayLength(ways, lambda s: s), WayLength(ways, decode)
     perceived = PerceivedWayLength(ways, world_model, decode)
     policies: Mapping[str, AgentPolicy] = {
-        "agent_true_contact": AgentPolicy(make_agent(truth, PixelDistance(), true_planner)),
-        "goal_energy": AgentPolicy(make_agent(world_model, cost, search)),
         "true_contact": AgentPolicy(make_agent(truth, place, search), place.prepare),
         "true_cost": AgentPolicy(make_agent(world_model, decoded, search), decoded.prepare),
         "true_contact_cost": AgentPolicy(make_agent(truth, perceived, search), perceived.prepare),

@@ -50,6 +50,20 @@ def field(
     Nodes within walls take the mean of their nearest free neighbours, so that interpolation beside a wall does not see
     the other side (walls are thicker than the pitch).
     """
+    nodes, (h, w), free = grid(world, layouts, pitch)
+    episode, node = free.nonzero(as_tuple=True)
+    measured = measure(episode, layouts.to(episode.device)[episode], nodes[node])
+    values = measured.new_zeros(len(layouts), len(nodes), measured.shape[1])
+    values[episode, node] = measured
+    free = free.unflatten(1, (h, w))
+    return Field(filled(values.unflatten(1, (h, w)).movedim(-1, 1), free), free, nodes[0], pitch)
+
+
+def grid(world: ExamWorld, layouts: Tensor, pitch: float) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """Nodes [N, 2] over all rooms of layouts [B], row by row, their h and w, and which are free [B, N].
+
+    Resets the world.
+    """
     rooms = world.layouts.rooms(layouts)
     low = rooms[..., :2].amin((0, 1)).to(world.device)
     high = rooms[..., 2:].amax((0, 1)).to(world.device)
@@ -57,18 +71,13 @@ def field(
     y, x = torch.meshgrid(*(torch.arange(n, device=low.device) for n in (h, w)), indexing="ij")
     nodes = (low + pitch * torch.stack([x, y], -1)).flatten(0, 1)
     world.reset(layouts, nodes[:1].expand(len(layouts), -1))
-    p = nodes[None, :, None]
-    solid = world.solid[:, None]
-    free = ~((p >= solid[..., :2]) & (p <= solid[..., 2:])).all(-1).any(-1)
-    episode, node = free.nonzero(as_tuple=True)
-    measured = measure(episode, layouts.to(episode.device)[episode], nodes[node])
-    values = measured.new_zeros(len(layouts), len(nodes), measured.shape[1])
-    values[episode, node] = measured
-    grid = values.unflatten(1, (h, w)).movedim(-1, 1)
-    return Field(_fill(grid, free.unflatten(1, (h, w))), free.unflatten(1, (h, w)), low, pitch)
+    p, solid = nodes[None, :, None], world.solid[:, None]
+    inside = ((p >= solid[..., :2]) & (p <= solid[..., 2:])).all(-1).any(-1)
+    return nodes, (h, w), ~inside
 
 
-def _fill(values: Tensor, free: Tensor) -> Tensor:
+def filled(values: Tensor, free: Tensor) -> Tensor:
+    """Values [B, K, h, w]; nodes that are not free [B, h, w] take the mean of their nearest free neighbours."""
     known = free[:, None].to(values)
     values = values * known
     while not known.bool().all():

@@ -5,12 +5,12 @@ Legend: N panels, T steps, S candidates, K walls, h w grid nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 from matplotlib.patches import Rectangle
@@ -45,8 +45,11 @@ def sheet(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1
         page.savefig(path, dpi=130)
 
 
-def room(axes: Axes, walls: Tensor) -> None:
-    """Draw walls [K, 4], seen from above, y downwards as in the picture."""
+def room(axes: Axes, walls: Tensor, hazards: Tensor | None = None) -> None:
+    """Draw walls [K, 4] and hazards [M, 4], seen from above, y downwards as in the picture."""
+    for x0, y0, x1, y1 in () if hazards is None else hazards.tolist():
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor="none", edgecolor=RED, hatch="////", zorder=2)
+        axes.add_patch(box)
     for x0, y0, x1, y1 in walls.tolist():
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=INK, edgecolor="none", zorder=3))
     low, high = walls[:, :2].amin(0).tolist(), walls[:, 2:].amax(0).tolist()
@@ -106,18 +109,77 @@ def landscape_figure(
     path: Path, walls: Tensor, goals: Tensor, energy: Tensor, way: Tensor, free: Tensor, low: Tensor, pitch: float
 ) -> None:
     """The energy of every place [N, h, w] above the true way's length [N, h, w]; nodes not free stay white."""
+    _floors(path, walls, None, goals, {"energy C(s, goal)": energy, "true way, px": way}, free, low, pitch)
+
+
+def critic_figure(
+    path: Path,
+    walls: Tensor,
+    hazards: Tensor,
+    goals: Tensor,
+    judged: Tensor,
+    true: Tensor,
+    free: Tensor,
+    low: Tensor,
+    pitch: float,
+) -> None:
+    """What the critic expects of every place [N, h, w] above the true cost to go; hazards [N, M, 4] are hatched."""
+    rows = {"critic TC(s; goal, u)": judged, "true cost to go": true}
+    _floors(path, walls, hazards, goals, rows, free, low, pitch)
+
+
+def _floors(
+    path: Path,
+    walls: Tensor,
+    hazards: Tensor | None,
+    goals: Tensor,
+    rows: Mapping[str, Tensor],
+    free: Tensor,
+    low: Tensor,
+    pitch: float,
+) -> None:
+    """One row of panels for each quantity [N, h, w] over the floor."""
     count = len(walls)
     h, w = free.shape[-2:]
     x0, y0 = low.tolist()
     extent = (x0 - pitch / 2, x0 + pitch * (w - 0.5), y0 + pitch * (h - 0.5), y0 - pitch / 2)
-    with sheet(path, (2.4 * count + 0.6, 5.0), 2, count) as (page, panels):
-        names = ("energy C(s, goal)", "true way, px")
-        for line, (values, name) in enumerate(zip((energy, way), names, strict=True)):
+    with sheet(path, (2.4 * count + 0.6, 5.0), len(rows), count) as (page, panels):
+        for line, (name, values) in enumerate(rows.items()):
             some = panels[line * count : (line + 1) * count]
             limits = (float(values[free].min()), float(values[free].max()))
             for column, axes in enumerate(some):
                 shown = np.where(free[column].cpu(), values[column].cpu(), np.nan)
                 image = axes.imshow(shown, extent=extent, cmap="viridis_r", vmin=limits[0], vmax=limits[1])
-                room(axes, walls[column])
+                room(axes, walls[column], None if hazards is None else hazards[column])
                 axes.plot(*goals[column].cpu(), "*", color=RED, markeredgecolor="white", markersize=13, zorder=5)
             page.colorbar(image, ax=some, label=name, shrink=0.85)
+
+
+def paths_figure(
+    path: Path, walls: Tensor, hazards: Tensor, starts: Tensor, goals: Tensor, paths: Mapping[float, Tensor]
+) -> None:
+    """Paths [N, T, 2] for each weight of pain, from light to dark as it rises."""
+    count = len(walls)
+    shades = np.linspace(0.15, 1, len(paths))
+    with sheet(path, (2.5 * count, 3.0), 1, count) as (page, panels):
+        for row, axes in enumerate(panels):
+            room(axes, walls[row], hazards[row])
+            for shade, (pain, taken) in zip(shades, paths.items(), strict=True):
+                colour = colormaps["viridis_r"](shade)
+                axes.plot(*taken[row].cpu().T, color=colour, linewidth=1.6, label=f"u_pain = {pain:g}", zorder=4)
+            axes.plot(*starts[row].cpu(), "o", color=ORANGE, markersize=7, zorder=5)
+            axes.plot(*goals[row].cpu(), "*", color=GREEN, markersize=12, zorder=5)
+        handles, labels = panels[0].get_legend_handles_labels()
+        page.legend(handles, labels, loc="outside lower center", ncols=len(paths), frameon=False)
+
+
+def dose_figure(path: Path, doses: Sequence[float], rows: Sequence[Rows]) -> None:
+    """Pain of an episode and success over the weight of pain."""
+    with sheet(path, (7.5, 2.8), 1, 2) as (_, panels):
+        for axes, key, label in zip(panels, ("pain", "success"), ("pain of an episode", "success"), strict=True):
+            values, lows, highs = ([getattr(row[key], part) for row in rows] for part in ("value", "low", "high"))
+            places = range(len(doses))
+            axes.vlines(places, lows, highs, color=GREY, linewidth=3)
+            axes.plot(places, values, color=BLUE, marker="o")
+            axes.set_xticks(places, [f"{dose:g}" for dose in doses])
+            axes.set(xlabel="weight of pain, u_pain", ylabel=label, ylim=(0, None))

@@ -158,6 +158,7 @@ def draw_all(
     folder: Path,
     world: ExamWorld,
     jepa: WorldModel,
+    goal_energy: Cost,
     cost: Cost,
     planner: Planner,
     decode: Decode,
@@ -172,6 +173,6 @@ def draw_all(
     some, few = first_tasks(tasks, count), first_tasks(tasks, min(3, count))
     draw_rollouts(folder / "rollouts.png", world, jepa, decode, walks)
     draw_plans(folder / "plans.png", world, jepa, cost, planner, decode, some, seed)
-    draw_landscape(folder / "landscape_goal_energy.png", world, jepa, lambda s, goal: cost, few)
+    draw_landscape(folder / "landscape_goal_energy.png", world, jepa, lambda s, goal: goal_energy, few)
     draw_landscape(folder / "landscape.png", world, jepa, planning_cost(planner, cost, jepa, seed), few)
     film(folder / "episodes.gif", world, jepa, cost, planner, decode, make_agent, some, radius)

@@ -26,7 +26,8 @@ def encode_at(world: ExamWorld, world_model: WorldModel, layouts: Tensor, positi
     """What the model perceives when the agent stands at positions [N, 2] of layouts [N]: s [N, D]. Resets the world."""
     states = []
     for ids, where in zip(layouts.split(BATCH), positions.split(BATCH), strict=True):
-        states.append(world_model.encode(world.reset(ids, where)[:, None])[:, 0])
+        seen = world.reset(ids, where)[:, None]
+        states.append(world_model.encode(seen, world.body()[:, None])[:, 0])
     return torch.cat(states)
 
 

@@ -64,6 +64,16 @@ class ExamWorld(World, Protocol):
         ...
 
 
+class HazardWorld(ExamWorld, Protocol):
+    """One with places that hurt."""
+
+    hazards: Tensor  # [B, M, 4]: boxes
+
+    def share_in(self, points: Tensor, boxes: Tensor) -> Tensor:
+        """The share of a body at points [B, Q, 2] that lies in any of the boxes [B, M, 4]: [B, Q]."""
+        ...
+
+
 def draw_layouts(world: ExamWorld, split: str, count: int, generator: Generator) -> Tensor:
     """`count` layout ids of a split, drawn with replacement."""
     ids = world.layouts.ids(split)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_jepa.actor.policy import MixturePolicy
 from lightning_jepa.cost.cost import Cost
 from lightning_jepa.cost.intrinsic import IntrinsicCost
-from lightning_jepa.protocols import WorldModel
+from lightning_jepa.stages.above import StageAbove
 from lightning_jepa.stages.critic_training import CriticTraining
 from lightning_jepa.stages.imagined_plans import ImaginedPlans
 from lightning_jepa.stages.schedule import rise_and_fall
@@ -25,7 +24,7 @@ from lightning_jepa.types import Modulation, Window
 TERMS = ("perceived", "imagined", "programme")
 
 
-class ActorDistillation(L.LightningModule):
+class ActorDistillation(StageAbove):
     """Minimise D(a^[t], A(s[t])) over actions a^ that Mode-2 found.
 
         loss = sum_i weight_i term_i
@@ -61,25 +60,14 @@ class ActorDistillation(L.LightningModule):
         warm_up: float = 0.05,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(previous)
         if set(weights) != set(TERMS) or min(weights.values()) < 0:
             raise ValueError(f"stage.weights={dict(weights)}: give a number of 0 or more for each of {list(TERMS)}")
         if policy.terms != len(previous.intrinsic.names):
             raise ValueError(f"the policy is made for {policy.terms} terms, there are {list(previous.intrinsic.names)}")
-        self.previous = previous.requires_grad_(False)
         self.policy, self.plans, self.weights, self.optimizer = policy, plans, dict(weights), optimizer
         self.drawn, self.rows, self.warm_up = drawn, rows, warm_up
         self._generator = Generator().manual_seed(seed)
-
-    @property
-    def jepa(self) -> WorldModel:
-        """The world model under the policy."""
-        return self.previous.jepa
-
-    @property
-    def metric(self) -> nn.Module:
-        """The space in which distances are costs."""
-        return self.previous.metric
 
     @property
     def intrinsic(self) -> IntrinsicCost:
@@ -91,18 +79,13 @@ class ActorDistillation(L.LightningModule):
         """Intrinsic cost and critic: what plans minimise."""
         return self.previous.cost
 
-    def train(self, mode: bool = True) -> ActorDistillation:
-        """As always, but what is frozen stays as in evaluation."""
-        super().train(mode)
-        self.previous.eval()
-        return self
-
     def on_fit_start(self) -> None:
         """The intrinsic cost is the critic's.
 
         Raises:
             ValueError: if it is another.
         """
+        super().on_fit_start()
         self.previous.critic.check(self.intrinsic.fingerprint)
 
     def on_fit_end(self) -> None:
@@ -151,9 +134,8 @@ class ActorDistillation(L.LightningModule):
         some = torch.arange(len(at), device=at.device)
         plan = window.plans[rows][some, at, 0].unflatten(-1, (-1, size))
         with torch.no_grad():
-            s = self.jepa.encode(window.observations[rows][some, at][:, None], window.body[rows][some, at][:, None])[
-                :, 0
-            ]
+            seen, felt = window.observations[rows][some, at], window.body[rows][some, at]
+            s = self.jepa.encode(seen[:, None], felt[:, None])[:, 0]
             goal = self.jepa.encode(window.goal[rows][:, None])[:, 0]
             led = self.jepa.rollout(s, plan[:, None, :-1])[:, 0]
         u = window.weights[rows]

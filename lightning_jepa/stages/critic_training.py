@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
@@ -19,7 +18,7 @@ from lightning_jepa.cost.cost import Cost
 from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.memory.episodic import EpisodicMemory
-from lightning_jepa.protocols import WorldModel
+from lightning_jepa.stages.above import StageAbove
 from lightning_jepa.stages.critic_targets import CriticTarget, Learner, Lesson
 from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
 from lightning_jepa.stages.schedule import rise_and_fall
@@ -27,7 +26,7 @@ from lightning_jepa.stages.weighing import UniformWeights
 from lightning_jepa.types import Window
 
 
-class CriticTraining(L.LightningModule):
+class CriticTraining(StageAbove):
     """Minimise the expectile of (target - TC(s; goal, u))^2 over the members of the critic.
 
         loss = mean |tau - [target < TC]| (target - TC)^2,  in units of the largest sum there can be
@@ -52,6 +51,8 @@ class CriticTraining(L.LightningModule):
         ValueError: if a number is out of its range, or u does not name the intrinsic terms.
     """
 
+    policy = None  # comes with the stage above
+
     def __init__(
         self,
         previous: JEPAPretraining,
@@ -66,13 +67,12 @@ class CriticTraining(L.LightningModule):
         warm_up: float = 0.05,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(previous)
         if not 0 < expectile < 1 or not 0 < follow <= 1 or memory_windows < 1:
             raise ValueError(
                 f"expectile={expectile}, follow={follow}, memory_windows={memory_windows}: give numbers between 0 and "
                 "1 and at least 1 window"
             )
-        self.previous = previous.requires_grad_(False)
         self.intrinsic = intrinsic(metric=previous.metric)
         u.check(self.intrinsic)
         if critic.terms != len(self.intrinsic.names):
@@ -86,25 +86,9 @@ class CriticTraining(L.LightningModule):
         self._generator = Generator().manual_seed(seed)
 
     @property
-    def jepa(self) -> WorldModel:
-        """The world model under the critic."""
-        return self.previous.jepa
-
-    @property
-    def metric(self) -> nn.Module:
-        """The space in which distances are costs."""
-        return self.previous.metric
-
-    @property
     def cost(self) -> Cost:
         """Intrinsic cost and critic: what plans minimise."""
         return Cost(self.intrinsic, {"learned": self.critic}, self.critic.discount)
-
-    def train(self, mode: bool = True) -> CriticTraining:
-        """As always, but what is frozen stays as in evaluation."""
-        super().train(mode)
-        self.previous.eval()
-        return self
 
     def on_fit_start(self) -> None:
         """The critic will be one of this intrinsic cost.
@@ -112,6 +96,7 @@ class CriticTraining(L.LightningModule):
         Raises:
             ValueError: if it was one of another before.
         """
+        super().on_fit_start()
         self.critic.check(self.intrinsic.fingerprint)
         self.critic.sign(self.intrinsic.fingerprint)
 

@@ -43,6 +43,8 @@ class JEPAPretraining(L.LightningModule):
         ValueError: with the first batch, if the weights do not match the terms or the batch's levels do not fit.
     """
 
+    cost = policy = None  # come with the stages above
+
     def __init__(
         self,
         jepa: JEPA,
