@@ -171,6 +171,9 @@ def test_a_critic_belongs_to_one_intrinsic_cost() -> None:
     restored.load_state_dict(judge.state_dict())
     with pytest.raises(ValueError, match="trained for the intrinsic cost"):
         restored.check(IntrinsicCost({"effort": Effort(1.0)}).fingerprint)
+    Cost(intrinsic(), {"learned": restored})
+    with pytest.raises(ValueError, match="the critic was trained for the intrinsic cost"):
+        Cost(IntrinsicCost({"effort": Effort(1.0)}), {"learned": restored})
 
 
 @pytest.mark.parametrize("make", [lambda: Effort(0), lambda: GoalEnergy(width=0), lambda: Hunger(BODY, enough=0)])

@@ -61,6 +61,27 @@ def test_it_proposes_by_rolling_itself_through_the_world_model() -> None:
         s = s + action
 
 
+def test_what_it_remembers_of_a_goal_is_of_this_goal_and_of_these_weights() -> None:
+    """In evaluation, features of a goal are made once; another goal, or weights that were trained, make them anew."""
+    found, s = MixturePolicy(nn.Linear(2, 3), 3, 2, 1.0, terms=2, hidden=16).eval(), torch.randn(4, 2)
+    goals = [Modulation(torch.randn(4, 2)) for _ in range(2)]
+
+    def afresh(modulation: Modulation) -> Tensor:
+        with torch.enable_grad():  # as in training: nothing is remembered
+            return found.act(s, modulation).detach()
+
+    with torch.no_grad():
+        for modulation in (goals[0], goals[0], goals[1], goals[0]):
+            torch.testing.assert_close(found.act(s, modulation), afresh(modulation))
+        before = afresh(goals[0])
+        found.train()
+        for weight in found.features.parameters():
+            weight.add_(1)
+        found.eval()
+        assert not torch.allclose(afresh(goals[0]), before)
+        torch.testing.assert_close(found.act(s, goals[0]), afresh(goals[0]))
+
+
 def test_only_ratios_of_the_weights_matter() -> None:
     found, u = policy(terms=3), torch.rand(4, 3)
     once, twice = (found.act(STARTS, Modulation(GOALS, by * u)) for by in (1, 2))

@@ -95,6 +95,8 @@ def refresh(text: str, folder: Path) -> str:
 def _metric_rows(results: Results) -> list[str]:
     rows = []
     for key, figure in results.metrics.items():
+        if results.targets and key not in results.targets:
+            continue  # for the file alone
         target = results.targets.get(key, {})
         label = f"{target['label']} (`{key}`)" if "label" in target else f"`{key}`"
         controls = ", ".join(f"{_words(name)} {number(c.value)}" for name, c in results.controls.get(key, {}).items())
