@@ -14,32 +14,35 @@ from torch import Tensor, nn
 class EgoModel(nn.Module):
     """body[t+1] = body[t] + change(s[t+1], body[t], a[t]), small and deterministic.
 
-    What the body meets is local and seen: features of each place of the predicted map are summed up over places, so
-    that what was learned here holds everywhere. Gradients reach the states, which learn to tell what matters to the
-    body.
+    What the body meets is local and seen: features of each place of the predicted map and its neighbours are summed up
+    over places, so that what was learned here holds everywhere. Gradients reach the states, which learn to tell what
+    matters to the body.
 
     Args:
         state_shape: C, F, G of the external state.
         action_size: A.
         body_size: P.
         hidden: Q.
+
+    Raises:
+        ValueError: if there is no body.
     """
 
-    def __init__(self, state_shape: Sequence[int], action_size: int, body_size: int, hidden: int = 64) -> None:
+    def __init__(self, state_shape: Sequence[int], action_size: int, body_size: int, hidden: int = 32) -> None:
         super().__init__()
         if body_size < 1:
             raise ValueError(f"body_size={body_size}: an ego model needs a body; leave it out (ego: null) without one")
         self.state_shape, self.body_size = tuple(state_shape), body_size
         self.local = nn.Sequential(
-            nn.Linear(self.state_shape[0], hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
-        )
+            nn.Conv2d(self.state_shape[0], hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1), nn.SiLU()
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.change = nn.Sequential(
             nn.Linear(hidden + body_size + action_size, hidden), nn.SiLU(), nn.Linear(hidden, body_size)
         )
 
     def forward(self, s: Tensor, body: Tensor, a: Tensor) -> Tensor:
         """External state after the action [..., C * F * G], body before it [..., P], action [..., A] -> [..., P]."""
-        places = s.unflatten(-1, self.state_shape).flatten(-2).transpose(-1, -2)
-        met = self.local(places).sum(-2)
+        maps = s.reshape(-1, *self.state_shape).contiguous(memory_format=torch.channels_last)
+        met = self.local(maps).sum((-1, -2)).unflatten(0, s.shape[:-1])
         change: Tensor = self.change(torch.cat([met, body, a], -1))
         return body + change
