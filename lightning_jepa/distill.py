@@ -26,8 +26,10 @@ def distill(cfg: DictConfig) -> dict[str, Any]:
     """
     from lightning_jepa import checkpoint
     from lightning_jepa.build import build, resolved
+    from lightning_jepa.distributed import require_one_process
     from lightning_jepa.train import train
 
+    require_one_process(cfg.trainer, "distillation, which collects between its rounds,")
     if cfg.init_from is None:
         raise ValueError("distillation builds on a checkpoint of train=critic: give init_from=PATH")
     trained, done = cfg.init_from, {}

@@ -54,6 +54,11 @@ def critic_stage(cache: Path | None = None) -> CriticTraining:
     return CriticTraining(stage(), GOAL, Critic(members, terms=1), target, ONE, ADAM)
 
 
+def graphs_of(module: CriticTraining) -> ImaginedPlans:
+    assert isinstance(module.target, ProgrammeTarget)
+    return module.target.plans
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -91,18 +96,18 @@ def test_graphs_are_taken_from_the_cache_of_the_same_world_model(shards: str, tm
     batch = next(iter(data(shards, levels=[{"length": 2, "stride": 12}]).train_dataloader()))
     for module in (first, second):
         module.remember(batch[0])
-    while first.target.plans.missing:  # type: ignore[attr-defined]
+    while graphs_of(first).missing:
         first.target(first.learner())
     second.target(second.learner())
-    assert second.target.plans.missing == 0  # type: ignore[attr-defined]
-    drawn = [module.target.plans.draw(50, Generator().manual_seed(3)) for module in (first, second)]  # type: ignore[attr-defined]
+    assert graphs_of(second).missing == 0
+    drawn = [graphs_of(module).draw(50, Generator().manual_seed(3)) for module in (first, second)]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
     assert first.target.unseen().missing == 2  # validation does not look at the graphs of training
     nn.init.zeros_(next(second.previous.metric.parameters()))
     other = CriticTraining(second.previous, GOAL, second.critic, ProgrammeTarget(64, plans(cache=cache)), ONE, ADAM)
     other.remember(batch[0])
     other.target(other.learner())
-    assert other.target.plans.made < 4  # type: ignore[attr-defined]
+    assert graphs_of(other).made < 4
 
 
 class Squares(nn.Module):

@@ -30,6 +30,7 @@ from lightning_jepa.paths import CONF
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parent.parent
+DDP = ("trainer.devices=2", "trainer.strategy=ddp")
 TIMES = ("ms_per_decision", "mode1_speedup")
 FRAMES = 2 * 15 * 16 * (9 + 4)  # epochs, steps, batch, frames of both levels
 
@@ -267,10 +268,12 @@ def test_the_console_says_what_is_being_done_and_no_more(own_root: Path, store: 
 def test_two_processes_train_as_one_run(chain: Chain, own_root: Path) -> None:
     shutil.copytree(chain.root / "data", own_root / "data")
     launch = ("torch.distributed.run", "--nproc-per-node=2", "-m", "lightning_jepa.train", "tracking=none")
-    answer = command(*launch, "trainer.devices=2", "trainer.strategy=ddp", root=own_root)
+    answer = command(*launch, *DDP, root=own_root)
     (run,) = own_root.glob("runs/two_rooms_tiny/*")
     assert checkpoint.training_cost(checkpoint.read(run / checkpoint.LAST))["train_frames"] == 2 * FRAMES
     assert answer.stdout.count("trained 30 steps") == 1
+    answer = command(*launch, "train=critic", f"init_from={chain.checkpoint}", *DDP, root=own_root)
+    assert answer.stdout.count("trained 6 steps") == 1
 
 
 def test_it_learns(tmp_path: Path) -> None:
