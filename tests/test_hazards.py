@@ -71,7 +71,7 @@ class Flat(nn.Module):
 
 
 def test_the_body_stays_readable_at_the_end_of_states_and_is_predicted() -> None:
-    """s = [external | body], body[t+1] = body[t] + change(s[t+1], body[t], a[t])."""
+    """s = [external | body], body[t+1] = keep * body[t] + change(s[t+1], body[t], a[t])."""
     torch.manual_seed(0)
     ego = EgoModel((2, 3, 3), 2, 2, hidden=8)
     jepa = JEPA(Flat(), ConvPredictor((2, 3, 3), 2, hidden=4), ego=ego)  # type: ignore[arg-type]

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 
 class EgoModel(nn.Module):
-    """body[t+1] = body[t] + change(s[t+1], body[t], a[t]), small and deterministic.
+    """body[t+1] = keep * body[t] + change(s[t+1], body[t], a[t]), small and deterministic.
+
+    `keep` is learned for each channel: a level stays about what it was (near 1), what is felt at once does not, and
+    errors of a long prediction do not add up in it.
 
     What the body meets is local and seen: features of each place of the predicted map and its neighbours are summed up
     over places, so that what was learned here holds everywhere. Gradients reach the states, which learn to tell what
@@ -40,9 +43,11 @@ class EgoModel(nn.Module):
             nn.Linear(hidden + body_size + action_size, hidden), nn.SiLU(), nn.Linear(hidden, body_size)
         )
 
+        self.tenth = nn.Parameter(torch.full((body_size,), 0.05))  # of `keep`, which so learns faster than weights do
+
     def forward(self, s: Tensor, body: Tensor, a: Tensor) -> Tensor:
         """External state after the action [..., C * F * G], body before it [..., P], action [..., A] -> [..., P]."""
         maps = s.reshape(-1, *self.state_shape).contiguous(memory_format=torch.channels_last)
         met = self.local(maps).sum((-1, -2)).unflatten(0, s.shape[:-1])
         change: Tensor = self.change(torch.cat([met, body, a], -1))
-        return body + change
+        return 10 * self.tenth * body + change
