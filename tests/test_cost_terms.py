@@ -15,6 +15,7 @@ from lightning_jepa.cost.effort import Effort
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.cost.novelty import Boredom, Curiosity
+from lightning_jepa.cost.spatial import SpatialFeatures
 from lightning_jepa.types import Modulation
 
 BODY = ("energy_level", "pain")
@@ -160,6 +161,18 @@ def test_twice_the_weights_make_twice_the_expected_cost() -> None:
     assert views.shape == (3, 2, 3)
     careful = critic(pessimism=2.0)(STATES[:, :, 0], Modulation(GOAL, u))
     torch.testing.assert_close(careful, once + 2 * views.std(0, correction=0))
+
+
+def test_features_of_a_map_leave_out_the_body_and_know_their_size() -> None:
+    features = SpatialFeatures((3, 4, 5), size=7, channels=2, hidden=8, body_size=2)
+    states = torch.randn(2, 6, 3 * 4 * 5 + 2)
+    other = torch.cat([states[..., :-2], states[..., -2:] + 1], -1)
+    assert features(states).shape == (2, 6, 7)
+    torch.testing.assert_close(features(other), features(states))
+    with pytest.raises(ValueError, match="built for a map of .3, 4, 5. and a body of 2"):
+        features(states[..., :-1])
+    with pytest.raises(ValueError, match="give channels, height and width"):
+        SpatialFeatures((60,), size=7)
 
 
 def test_a_critic_belongs_to_one_intrinsic_cost() -> None:

@@ -102,7 +102,7 @@ def test_graphs_are_taken_from_the_cache_of_the_same_world_model(shards: str, tm
     assert graphs_of(second).missing == 0
     drawn = [graphs_of(module).draw(50, Generator().manual_seed(3)) for module in (first, second)]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
-    assert first.target.unseen().missing == 2  # validation does not look at the graphs of training
+    assert first.target.unseen().preparation == ("graph", 0, 2)  # validation does not look at the graphs of training
     nn.init.zeros_(next(second.previous.metric.parameters()))
     other = CriticTraining(second.previous, GOAL, second.critic, ProgrammeTarget(64, plans(cache=cache)), ONE, ADAM)
     other.remember(batch[0])
@@ -174,6 +174,39 @@ def test_imagined_plans_know_the_way_around_a_wall() -> None:
     assert towards.mean() > 0.8
     with pytest.raises(ValueError, match="give counts of at least 1"):
         ImaginedPlans(explorer, graphs=0)
+
+
+class Sore(nn.Module):
+    """IC(s) = 1 where x > 2, else 0."""
+
+    def forward(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+        return (states[..., 0] > 2).float()
+
+
+def test_imagined_plans_stay_where_the_way_is_not_worth_it() -> None:
+    """V(i) = min(u . IC(i) / (1 - gamma), ...): a goal that hurts forever is not gone to from where nothing hurts."""
+    explorer = partial(
+        Explorer, rounds=3, origins=16, walks=8, walk_steps=10, nodes=160, branches=12, branch_steps=2, **SPACE
+    )
+    found = ImaginedPlans(explorer, graphs=1, discount=0.95)
+    intrinsic = IntrinsicCost({"goal": GoalEnergy(width=0.5), "sore": Sore()})
+    here, there, u = (
+        torch.tensor([[-3.0, 0.0]]),
+        torch.tensor([[4.0, 0.0]]),
+        UniformWeights({"goal": [1, 1], "sore": [5, 5]}),
+    )
+    found.add(here, there, Plane(wall=True), nn.Identity(), intrinsic, u, Generator().manual_seed(0))
+    lesson = found.draw(3000, Generator().manual_seed(0))
+    hurts, aim_hurts = lesson.states[:, 0] > 2, lesson.goals[:, 0] > 2
+    there_already = (lesson.states == lesson.goals).all(-1)
+    assert not (aim_hurts & ~hurts).any()
+    assert (~aim_hurts & ~hurts).any()
+    assert (lesson.cost[~aim_hurts & ~hurts] < 1 / (1 - 0.95)).all()
+    assert (lesson.cost[hurts] < 5 / (1 - 0.95)).all()  # it leaves
+    speed = lesson.action.norm(dim=-1)
+    assert (speed[there_already & ~hurts] == 0).all()
+    assert (speed[~there_already] > 0.5).all()
+    assert (lesson.action[hurts & ~aim_hurts, 0] < 0).float().mean() > 0.9
 
 
 def test_plans_are_collected_and_compiled(shards: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -248,3 +249,20 @@ def test_a_silenced_bar_says_nothing(tiny: Compose, capsys: pytest.CaptureFixtur
     assert not bar.enabled
     bar.enable()
     assert bar.enabled
+
+
+def test_a_bar_tells_how_far_a_preparation_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """While graphs are made the steps are slow, and say nothing about those to come."""
+    bar, module = PlainProgress(0.0), SimpleNamespace(preparation=("graph", 0, 40))
+    loop = SimpleNamespace(
+        global_step=0, estimated_stepping_batches=500, progress_bar_metrics={"loss": 0.5}, loggers=[]
+    )
+    bar.on_train_start(loop, module)  # type: ignore[arg-type]
+    for step, preparation in ((1, ("graph", 8, 40)), (2, ("graph", 16, 40)), (3, None), (4, None)):
+        loop.global_step, module.preparation = step, preparation
+        bar.on_train_batch_end(loop, module, None, None, step)  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert ["just begun" in line for line in lines] == [True, False, True, False]
+    assert "graph 16 of 40 (40%)" in lines[1]
+    assert "graphs/s" in lines[1]
+    assert "step 4 of 500 (1%)" in lines[3]

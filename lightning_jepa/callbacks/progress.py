@@ -37,27 +37,35 @@ class PlainProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; a resumed run counts only its own steps."""
-        self.started = self.printed = time.monotonic()
-        self.first_step = trainer.global_step
+        self.printed = time.monotonic()
+        self._begin("step", trainer.global_step)
+
+    def _begin(self, what: str, first: int) -> None:
+        self.what, self.first, self.started = what, first, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print a line if the last one is old enough or this is the last step."""
-        now, step, total = time.monotonic(), trainer.global_step, int(trainer.estimated_stepping_batches)
+        """Print a line if the last one is old enough or this is the last step.
+
+        A module that makes something beside its first steps says so by `preparation`, which is (what, done, total); the
+        line tells how far that is, as the speed of those steps says nothing about the rest.
+        """
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        what, done, of = getattr(pl_module, "preparation", None) or ("step", step, total)
+        if what != self.what:
+            self._begin(what, done)
+        now = time.monotonic()
         if not self.enabled or (now - self.printed < self.seconds_between_lines and step != total):
             return
         self.printed = now
-        rate = (step - self.first_step) / max(now - self.started, 1e-9)
-        minutes, seconds = divmod(round((total - step) / max(rate, 1e-9)), 60)
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        minutes, seconds = divmod(round((of - done) / rate), 60) if rate else (0, 0)
+        left = f"{minutes}:{seconds:02d} left" if rate else "just begun"
         metrics = " ".join(
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in self.get_metrics(trainer, pl_module).items()
             if name != "v_num"
         )
         name = type(pl_module).__name__
-        print(
-            f"{name}: step {step} of {total} ({step / total:.0%}), {rate:.1f} steps/s, "
-            f"{minutes}:{seconds:02d} left {metrics}",
-            flush=True,
-        )
+        print(f"{name}: {what} {done} of {of} ({done / of:.0%}), {rate:.1f} {what}s/s, {left} {metrics}", flush=True)

@@ -17,8 +17,8 @@ from lightning_jepa.types import Modulation
 class Critic(nn.Module):
     """TC(s; goal, u) = sum_{k>=0} gamma^k u . IC(s[t + k + 1]) as an ensemble of networks expects it.
 
-    Inside, the sum is divided by what it can be at most if each term is at most one, |u| / (1 - gamma), and only the
-    ratios of u are told to the networks: twice the weights make twice the cost.
+    Each network expects the sum of each term alone, in units of the most it can be if the term is at most one,
+    1 / (1 - gamma), and is told only the ratios of u: twice the weights make twice the cost.
 
     Args:
         members: of the ensemble, each a `CriticNetwork` for K terms.
@@ -64,10 +64,9 @@ class Critic(nn.Module):
 
     def judge(self, states: Tensor, goals: Tensor, u: Tensor) -> Tensor:
         """What each member expects, [M, ...], of states [..., D] with goals [..., D] under weights u [..., K]."""
-        total = u.sum(-1)
-        share = u / total[..., None].clamp_min(1e-6)
+        share = u / u.sum(-1, keepdim=True).clamp_min(1e-6)
         expected = torch.stack([member(states, goals, share) for member in self.members])
-        return expected.float() * total / (1 - self.discount)
+        return (expected.float() * u).sum(-1) / (1 - self.discount)
 
     def forward(self, states: Tensor, modulation: Modulation) -> Tensor:
         """[B, S, D] -> [B, S]."""
@@ -81,10 +80,10 @@ class Critic(nn.Module):
 
 
 class CriticNetwork(nn.Module):
-    """One member: features of state and goal, and how they differ, to a number of about 0 to 1.
+    """One member: features of state and goal, and how they differ, to a number of about 0 to 1 for each term.
 
     Args:
-        features: from states [..., D] to [..., E]; few numbers are enough and learn faster (16 for places among walls).
+        features: from states [..., D] to [..., E]; few numbers are enough.
         features_size: E.
         terms: K.
         body_size: P, last numbers of a state, which the head sees as they are.
@@ -101,11 +100,11 @@ class CriticNetwork(nn.Module):
         if terms < 1:
             raise ValueError(f"terms={terms}: a critic judges at least one intrinsic term")
         self.features, self.terms, self.body_size = features, terms, body_size
-        self.head = mlp(3 * features_size + body_size + terms, hidden, 1)
+        self.head = mlp(3 * features_size + body_size + terms, hidden, terms)
 
     def forward(self, states: Tensor, goals: Tensor, share: Tensor) -> Tensor:
-        """[..., D], [..., D], [..., K] -> [...]."""
+        """[..., D], [..., D], [..., K] -> [..., K]."""
         x, g = self.features(states), self.features(goals)
         body = states[..., states.shape[-1] - self.body_size :]
-        found: Tensor = self.head(torch.cat([x, g, (x - g).abs(), body, share], -1))[..., 0]
+        found: Tensor = self.head(torch.cat([x, g, (x - g).abs(), body, share], -1))
         return found

@@ -17,7 +17,7 @@ from lightning_jepa.cost.cost import Cost
 from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.stages.above import StageAbove
 from lightning_jepa.stages.critic_training import CriticTraining
-from lightning_jepa.stages.imagined_plans import ImaginedPlans
+from lightning_jepa.stages.imagined_plans import ImaginedPlans, Preparation
 from lightning_jepa.stages.schedule import rise_and_fall
 from lightning_jepa.types import Modulation, Window
 
@@ -103,6 +103,11 @@ class ActorDistillation(StageAbove):
         terms["programme"] = self.policy.misfit(lesson.states, Modulation(lesson.goals, lesson.u), lesson.action).mean()
         return terms
 
+    @property
+    def preparation(self) -> Preparation | None:
+        """Graphs, which the first steps make."""
+        return self.plans.preparation
+
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """The weighted sum of all terms."""
         self._imagine(batch[0])
@@ -110,7 +115,6 @@ class ActorDistillation(StageAbove):
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
-        self.log("graphs_to_make", float(self.plans.missing), prog_bar=True)  # until then steps are slow
         return loss
 
     def validation_step(self, batch: tuple[Window, ...], batch_idx: int) -> None:

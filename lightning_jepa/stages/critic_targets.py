@@ -16,7 +16,7 @@ from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.memory.episodic import EpisodicMemory
 from lightning_jepa.protocols import WorldModel
-from lightning_jepa.stages.imagined_plans import ImaginedPlans, Weighing
+from lightning_jepa.stages.imagined_plans import ImaginedPlans, Preparation, Weighing
 from lightning_jepa.types import Modulation
 
 
@@ -44,7 +44,7 @@ class Learner(NamedTuple):
 class CriticTarget(Protocol):
     """A way to say what cost is still to come."""
 
-    missing: int  # what has to be made before steps are as fast as they will be
+    preparation: Preparation | None  # what is made beside the first steps, which are slower for it
 
     def unseen(self) -> CriticTarget:
         """A target of the same kind that knows nothing of what this one has made, for validation."""
@@ -66,7 +66,7 @@ class DeltaTarget:
         reach: largest number of steps from a state to the later one that serves as its goal.
     """
 
-    missing = 0
+    preparation = None
 
     def __init__(self, batch: int, delta: int, reach: int) -> None:
         self.batch, self.delta, self.reach = batch, delta, reach
@@ -104,7 +104,7 @@ class ReturnTarget:
         ValueError: if lambda is not in [0, 1].
     """
 
-    missing = 0
+    preparation = None
 
     def __init__(self, batch: int, steps: int, trace: float, reach: int) -> None:
         if not 0 <= trace <= 1:
@@ -155,9 +155,9 @@ class ProgrammeTarget:
         return ProgrammeTarget(self.batch, own, self.rows)
 
     @property
-    def missing(self) -> int:
-        """Graphs still to be made."""
-        return self.plans.missing
+    def preparation(self) -> Preparation | None:
+        """See `CriticTarget`."""
+        return self.plans.preparation
 
     @torch.no_grad()
     def __call__(self, learner: Learner) -> Lesson:

@@ -20,6 +20,7 @@ from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.memory.episodic import EpisodicMemory
 from lightning_jepa.stages.above import StageAbove
 from lightning_jepa.stages.critic_targets import CriticTarget, Learner, Lesson
+from lightning_jepa.stages.imagined_plans import Preparation
 from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
 from lightning_jepa.stages.schedule import rise_and_fall
 from lightning_jepa.stages.weighing import UniformWeights
@@ -29,7 +30,7 @@ from lightning_jepa.types import Window
 class CriticTraining(StageAbove):
     """Minimise the expectile of (target - TC(s; goal, u))^2 over the members of the critic.
 
-        loss = mean |tau - [target < TC]| (target - TC)^2,  in units of the largest sum there can be
+        loss = mean |tau - [target < TC]| (target - TC)^2,  in units of the largest sum of a term of weight 1
 
     Windows from the stream are encoded and written to the episodic memory; a target draws from it states, goals,
     weights u and what cost followed. World model and intrinsic cost are frozen; states are read, so nothing flows back.
@@ -122,10 +123,9 @@ class CriticTraining(StageAbove):
         memory.write(states, window.energies, states.new_zeros(states.shape[:2]), actions)
 
     def errors(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """What the critic lacks, in units of the largest sum there can be, [M, B], and what it expects, [B]."""
+        """What the critic lacks, in units of the largest sum of a term of weight 1, [M, B]; what it expects, [B]."""
         expected = self.critic.judge(lesson.states, lesson.goals, lesson.u)
-        unit = lesson.u.sum(-1).clamp_min(1e-6) / (1 - self.critic.discount)
-        return (lesson.cost - expected) / unit, expected.mean(0)
+        return (lesson.cost - expected) * (1 - self.critic.discount), expected.mean(0)
 
     def learner(self) -> Learner:
         """What targets draw from."""
@@ -140,6 +140,11 @@ class CriticTraining(StageAbove):
         )
         return Learner(*parts)
 
+    @property
+    def preparation(self) -> Preparation | None:
+        """Graphs, which the first steps make."""
+        return self.target.preparation
+
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """Remember, draw, learn."""
         self.remember(batch[0])
@@ -148,7 +153,6 @@ class CriticTraining(StageAbove):
         asymmetry = torch.where(error < 0, 1 - self.expectile, self.expectile)
         loss = 2 * (asymmetry * error.square()).mean()
         self.log("train/loss", loss, prog_bar=True)
-        self.log("graphs_to_make", float(self.target.missing), prog_bar=True)  # until then steps are slow
         self.log("train/rank_correlation", spearman_corrcoef(expected.detach(), lesson.cost))
         return loss
 

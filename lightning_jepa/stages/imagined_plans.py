@@ -37,14 +37,22 @@ class Lesson(NamedTuple):
     action: Tensor  # [B, A]
 
 
+class Preparation(NamedTuple):
+    """What a stage makes beside its first steps."""
+
+    what: str
+    done: int
+    total: int
+
+
 class _Solved(NamedTuple):
     """Graphs, solved; on a leading axis of F."""
 
     nodes: Tensor  # [N, D]
     u: Tensor  # [G, K]
-    to_go: Tensor  # [G, goals N, nodes N]; infinite where no imagined way leads to the goal
-    best: Tensor  # uint8 [G, goals N, nodes N, 2]: the best and the second best move
-    moves: Tensor  # [N, K, A]
+    to_go: Tensor  # [G, nodes N, goals N]; infinite where no imagined way is better than to stay
+    best: Tensor  # uint8 [G, nodes N, goals N, 2]: the best and the second best move
+    moves: Tensor  # [N, K + 1, A]; the last is to stay
 
 
 class ImaginedPlans:
@@ -88,6 +96,11 @@ class ImaginedPlans:
     def missing(self) -> int:
         """Graphs still to be made."""
         return self.graphs - self.made
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How many graphs there are, until there are all."""
+        return Preparation("graph", self.made, self.graphs) if self.missing else None
 
     @torch.no_grad()
     def add(
@@ -142,23 +155,22 @@ class ImaginedPlans:
         os.replace(beside, self.cache)
 
     def draw(self, count: int, generator: Generator) -> Lesson:
-        """`count` random pairs of nodes; fewer by those that no imagined way connects."""
+        """`count` random pairs of nodes; fewer by those that no way connects that would be worth it."""
         assert self._held is not None, "no graph was made yet"
         nodes, u, to_go, best, moves = self._held
         sizes = (self.made, *to_go.shape[1:])
         drawn = [torch.randint(size, (count,), generator=generator).to(nodes.device) for size in sizes]
-        known = to_go[tuple(drawn)].isfinite()
-        field, weights, goal, node = (index[known] for index in drawn)
+        known = to_go[drawn[0], drawn[1], drawn[2], drawn[3]].isfinite()
+        field, weights, node, goal = (index[known] for index in drawn)
         # The best move alone is one of a few random directions; with half of the second best it errs less.
-        first, second = (moves[field, node, best[field, weights, goal, node, rank].long()] for rank in (0, 1))
+        first, second = (moves[field, node, best[field, weights, node, goal, rank].long()] for rank in (0, 1))
         action = first + 0.5 * second
         action = action * (first.norm(dim=-1, keepdim=True) / action.norm(dim=-1, keepdim=True).clamp_min(1e-9))
-        action = torch.where((goal == node)[:, None], torch.zeros_like(action), action)
         return Lesson(
             nodes[field, node].float(),
             nodes[field, goal].float(),
             u[field, weights],
-            to_go[field, weights, goal, node],
+            to_go[field, weights, node, goal],
             action,
         )
 
@@ -167,21 +179,20 @@ class ImaginedPlans:
         nodes, gamma, count = graph.nodes, self.discount, len(graph.nodes)
         goal = intrinsic.goal
         others = [place for place in range(len(intrinsic.names)) if place != goal]
-        resting = graph.moves.new_zeros(1, count, 1, graph.moves.shape[-1])
-        still = intrinsic(nodes[None, :, None], resting, Modulation(nodes[:1]))
+        resting = graph.moves.new_zeros(count, 1, graph.moves.shape[-1])
+        still = intrinsic(nodes[None, :, None], resting[None], Modulation(nodes[:1]))[0, :, 0, others].float()
+        away = 1 - torch.eye(count, device=nodes.device)
         steps = torch.arange(graph.off.shape[-1], device=nodes.device)
-        every = (count, -1, -1, -1)
         to_go, best = [], []
         for weights in u:
             passed = (graph.energies.float() * weights)[..., others].sum(-1) + weights[goal]
             # what the move costs so far, and the way off it at the price of its last step
             off = gamma ** (steps + 1) * (1 - gamma**graph.off) / (1 - gamma)
             edge = (passed * gamma**steps).cumsum(-1) + passed * off
-            known = torch.full((count, count), torch.inf, device=nodes.device)
-            known.diagonal().copy_((still[0, :, 0].float() * weights)[:, others].sum(-1) / (1 - gamma))
-            found = bellman(
-                graph.successor.expand(every), edge.expand(every), known, (gamma**graph.steps).expand(every)
-            )
-            to_go.append(found.to_go)
-            best.append(found.moves)
-        return _Solved(nodes.to(torch.bfloat16), u, torch.stack(to_go), torch.stack(best), graph.moves)
+            stay = ((still * weights[others]).sum(-1, keepdim=True) + weights[goal] * away) / (1 - gamma)
+            found = bellman(graph.successor, edge, stay, gamma**graph.steps)
+            stays = found.to_go >= 0.999 * stay  # going in circles comes to the same, but for rounding
+            to_go.append(found.to_go.masked_fill(stays & (away > 0), torch.inf))
+            best.append(torch.where(stays[..., None], graph.moves.shape[1], found.moves))
+        moves = torch.cat([graph.moves, resting], 1)
+        return _Solved(nodes.to(torch.bfloat16), u, torch.stack(to_go), torch.stack(best).to(torch.uint8), moves)

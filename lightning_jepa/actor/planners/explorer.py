@@ -7,7 +7,7 @@ M numbers of the metric space, E energies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -112,8 +112,7 @@ class Explorer:
         pool = self._pool(s, goal, world_model, generator)
         chosen, spacing = farthest(self.metric(pool).float(), self.nodes)
         nodes = pick(pool, chosen)
-        moves = self._full_speed(self.nodes * self.branches, 1, generator, s).expand(-1, self.branch_steps, -1)
-        moves = moves.unflatten(0, (self.nodes, self.branches))
+        moves = self._directions(generator, s)[:, :, None].expand(-1, -1, self.branch_steps, -1)
         places = self.metric(nodes).float()  # distances need full precision
         found, passing = [], []
         for node, place, move in zip(nodes.unbind(1), places.unbind(1), moves, strict=True):
@@ -160,6 +159,12 @@ class Explorer:
         with torch.inference_mode():
             return world_model.rollout(s, actions.expand(len(s), -1, -1, -1))
 
+    def _directions(self, generator: Generator | None, like: Tensor) -> Tensor:
+        """Actions [N, K, A] of full speed from each node; of eight times as many, those that lead furthest apart."""
+        drawn = self._full_speed(self.nodes * 8 * self.branches, 1, generator, like)
+        drawn = drawn.view(self.nodes, 8 * self.branches, -1)
+        return pick(drawn, farthest(drawn, self.branches)[0])
+
     def _full_speed(self, sequences: int, steps: int, generator: Generator | None, like: Tensor) -> Tensor:
         """Random action sequences [sequences, steps, A] whose actions all have the largest norm."""
         noise = coloured_noise(sequences, steps, self.action_size, self.colour, generator, like)
@@ -188,28 +193,38 @@ def farthest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 class Solution(NamedTuple):
     """Of Bellman's equation."""
 
-    to_go: Tensor  # V [B, N], infinite where no two moves lead on to the goal
-    moves: Tensor  # uint8 [B, N, 2]: the best and the second best move from each node
+    to_go: Tensor  # V [N, G], infinite where no two moves lead on to the goal
+    moves: Tensor  # uint8 [N, G, 2]: the best and the second best move from each node
 
 
-def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor | float = 1.0) -> Solution:
+def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor) -> Solution:
     """Bellman's equation by relaxation, V(i) = min(known(i), second least over k of min_l edge(i, k, l) + factor V(j)).
 
     The second least, so that a way needs two moves that lead there: a model that leaks through a wall in one push of a
     thousand has such a push somewhere among thousands of edges, and the least would seek out exactly that one.
 
     Args:
-        successor: j, the node next to each of the L places that each of the K moves from a node passes, [B, N, K, L].
-        edge: what it costs to get there, [B, N, K, L].
-        known: V of nodes at the goal, infinite for the others, [B, N].
-        factor: what the cost from there on counts, one or [B, N, K, L]: the discount to the power of the steps.
+        successor: j, the node next to each of the L places that each of the K moves from a node passes, [N, K, L].
+        edge: what it costs to get there, [N, K, L].
+        known: V of nodes that are at each of G goals, infinite for the others, [N, G].
+        factor: what the cost from there on counts, [N, K, L]: the discount to the power of the steps.
     """
-    to_go, flat = known, successor.flatten(1)
-    for _ in range(known.shape[1]):
-        moves = (edge + factor * to_go.gather(1, flat).view_as(edge)).amin(-1)
-        two = moves.topk(2, -1, largest=False)
-        shorter = torch.minimum(to_go, two.values[..., 1])
+
+    def by(to_go: Tensor) -> Iterator[Tensor]:
+        """For each move, what is to come if it is made: K times [N, G]. Rows of V are read whole, which is fast."""
+        for j, cost, counts in zip(successor.unbind(1), edge.unbind(1), factor.unbind(1), strict=True):
+            ahead = to_go.index_select(0, j.flatten()).view(*j.shape, -1)
+            yield torch.addcmul(cost[..., None], counts[..., None], ahead).amin(1)
+
+    to_go = known
+    for _ in range(known.shape[0]):
+        moves = by(to_go)
+        least, second = next(moves), torch.full_like(known, torch.inf)
+        for move in moves:
+            second = torch.minimum(second, torch.maximum(least, move))
+            least = torch.minimum(least, move)
+        shorter = torch.minimum(to_go, second)
         if torch.equal(shorter, to_go):
             break
         to_go = shorter
-    return Solution(to_go, two.indices.to(torch.uint8))
+    return Solution(to_go, torch.stack(list(by(to_go)), -1).topk(2, -1, largest=False).indices.to(torch.uint8))

@@ -119,7 +119,11 @@ class GraphSearch:
         straight = (graph.places - graph.places[:, :1]).norm(dim=-1)
         steps = straight / graph.unit[:, None]
         at_goal = steps.masked_fill(straight > graph.spacing[:, None], torch.inf)
-        to_go = bellman(graph.successor, graph.steps, at_goal).to_go
+        # the graphs of all episodes are one graph with as many parts
+        parts = self.explorer.nodes * torch.arange(len(s), device=s.device)
+        successor = (graph.successor + parts[:, None, None, None]).flatten(0, 1)
+        edge = graph.steps.flatten(0, 1)
+        to_go = bellman(successor, edge, at_goal.view(-1, 1), torch.ones_like(edge)).to_go.view_as(at_goal)
         # Where no way to the goal was imagined, the straight one is the best guess, and worse than any that was.
         worst = to_go.masked_fill(to_go.isinf(), 0).amax(1, keepdim=True)
         to_go = torch.where(to_go.isinf(), worst + steps, to_go)
