@@ -56,7 +56,7 @@ class SpatialFeatures(nn.Module):
         if states.shape[-1] != self.state_size + self.body_size:
             raise ValueError(
                 f"states of {states.shape[-1]} numbers, these features were built for a map of {self.shape} and a body "
-                f"of {self.body_size}: set critic.network.features.state_shape and critic.body_size to the world model's"
+                f"of {self.body_size}: set critic.network.features.state_shape and critic.body_size to the model's"
             )
         maps = states[..., : self.state_size].reshape(-1, *self.shape)
         features: Tensor = self.layers(maps)
