@@ -42,8 +42,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return collect_shards(tmp_path_factory.mktemp("critic"))
 
 
-def plans(graphs: int = 3, cache: Path | None = None) -> ImaginedPlans:
-    explorer = partial(Explorer, **TINY, action_size=2, action_bound=2.45)
+def plans(graphs: int = 3, cache: Path | None = None, **numbers: float) -> ImaginedPlans:
+    explorer = partial(Explorer, **{**TINY, **numbers}, action_size=2, action_bound=2.45)
     return ImaginedPlans(explorer, graphs, cache=None if cache is None else str(cache))
 
 
@@ -103,11 +103,18 @@ def test_graphs_are_taken_from_the_cache_of_the_same_world_model(shards: str, tm
     drawn = [graphs_of(module).draw(50, Generator().manual_seed(3)) for module in (first, second)]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
     assert first.target.unseen().preparation == ("graph", 0, 2)  # validation does not look at the graphs of training
+
+    def made(**numbers: float) -> int:
+        """In the first step."""
+        target = ProgrammeTarget(64, plans(cache=cache, **numbers), rows=1)
+        other = CriticTraining(second.previous, GOAL, second.critic, target, ONE, ADAM)
+        other.remember(batch[0])
+        other.target(other.learner())
+        return graphs_of(other).made
+
+    assert [made(), made(branches=5)] == [3, 1]  # taken, and made anew as others were wanted
     nn.init.zeros_(next(second.previous.metric.parameters()))
-    other = CriticTraining(second.previous, GOAL, second.critic, ProgrammeTarget(64, plans(cache=cache)), ONE, ADAM)
-    other.remember(batch[0])
-    other.target(other.learner())
-    assert graphs_of(other).made < 4
+    assert made() == 1
 
 
 class Squares(nn.Module):

@@ -34,7 +34,7 @@ from lightning_jepa.evaluation.one_shot import OneShot
 from lightning_jepa.evaluation.results import Results, Rows, mean, save
 from lightning_jepa.evaluation.states import encode_at
 from lightning_jepa.evaluation.true_cost import CarefulExpert, cost_to_go
-from lightning_jepa.evaluation.world import HazardWorld, draw_layouts, draw_positions
+from lightning_jepa.evaluation.world import HazardWorld, draw_positions
 from lightning_jepa.protocols import Planner, WorldModel
 from lightning_jepa.types import Modulation, Tasks
 
@@ -74,7 +74,7 @@ class HazardsExam:
         long_episodes: tasks of rows without.
         steps: of an episode.
         batch, radius: see `TwoRoomsExam`.
-        rank_layouts: held-out layouts in which the critic is compared with the true cost to go.
+        rank_layouts: tasks in whose layouts, and for whose goals, the critic is compared with the true cost to go.
         events: of the one-shot row.
         bandwidth: of the kernel critic, in the metric's unit.
         width: of the goal's energy in pixels, for the true cost.
@@ -203,11 +203,11 @@ class HazardsExam:
 
     def _rank(self, stage: Examinee, pain: float, seed: int, cost: Cost | None = None, states: int = 96) -> Tensor:
         """Rank correlation of the critic (or of a cost) with the true cost to go over states of a task: [layouts]."""
+        some = first_tasks(self.tasks, min(self.rank_layouts, len(self.tasks.layouts)))
+        ids, goals = some.layouts, some.goals
         generator = Generator().manual_seed(seed)
-        ids = draw_layouts(self.world, "held_out", self.rank_layouts, generator)
-        goals = draw_positions(self.world, ids, generator)
         place = draw_positions(self.world, ids.repeat_interleave(states), generator).unflatten(0, (len(ids), states))
-        true = self._truth(stage, Tasks(ids, goals, goals), pain).at(place[:, None])[:, 0, :, 0]
+        true = self._truth(stage, some, pain).at(place[:, None])[:, 0, :, 0]
         return spearman(self._judged(stage, ids, place, goals, pain, cost), true)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -114,14 +114,15 @@ class ImaginedPlans:
         generator: Generator,
     ) -> None:
         """Make graphs around pairs of states [B, D], as many as are missing at most."""
-        if self.made == 0 and self._load(intrinsic.fingerprint):
+        explorer = self.make_explorer(metric=metric)
+        of = [self.graphs, self.weights_each, self.discount, intrinsic.fingerprint, *explorer.settings]
+        if self.made == 0 and self._load(of):
             return
         starts, others = starts[: self.missing], others[: self.missing]
 
         def energies(states: Tensor, actions: Tensor) -> Tensor:
             return intrinsic(states, actions, Modulation(states[:, 0, 0]))
 
-        explorer = self.make_explorer(metric=metric)
         with torch.autocast(starts.device.type, torch.bfloat16):
             graph = explorer.explore(starts, others, world_model, generator, energies)
         for row in range(len(starts)):
@@ -133,23 +134,21 @@ class ImaginedPlans:
                 held[self.made] = part
             self.made += 1
         if not self.missing:
-            self._save(intrinsic.fingerprint)
+            self._save(of)
 
-    def _load(self, fingerprint: str) -> bool:
-        """Take the graphs from the cache, if they are as many, of this intrinsic cost and so of this world model."""
+    def _load(self, of: list[Any]) -> bool:
+        """Take the graphs from the cache, if they are those of this intrinsic cost, and so of this world model."""
         if self.cache is None or not self.cache.is_file():
             return False
         found = torch.load(self.cache, weights_only=True)
-        wanted = (self.graphs, self.weights_each, self.discount, fingerprint)
-        if tuple(found.pop("of")) != wanted:
+        if found.pop("of") != of:
             return False
         self._held, self.made = _Solved(**found), self.graphs
         return True
 
-    def _save(self, fingerprint: str) -> None:
+    def _save(self, of: list[Any]) -> None:
         if self.cache is None or self._held is None:
             return
-        of = [self.graphs, self.weights_each, self.discount, fingerprint]
         beside = self.cache.with_name(f"{self.cache.name}.{os.getpid()}")
         torch.save({"of": of, **self._held._asdict()}, beside)
         os.replace(beside, self.cache)

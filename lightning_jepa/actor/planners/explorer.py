@@ -99,6 +99,12 @@ class Explorer:
         walked = self.rounds * self.origins * self.walks * self.walk_steps
         return walked + self.nodes * self.branches * self.branch_steps
 
+    @property
+    def settings(self) -> list[float]:
+        """All its numbers: explorers with the same find the same."""
+        walks = [self.rounds, self.origins, self.walks, self.walk_steps, self.colour]
+        return [*walks, self.nodes, self.branches, self.branch_steps, self.action_size, self.action_bound]
+
     @torch.no_grad()
     def explore(
         self,
