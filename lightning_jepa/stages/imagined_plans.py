@@ -161,7 +161,7 @@ class ImaginedPlans:
         drawn = [torch.randint(size, (count,), generator=generator).to(nodes.device) for size in sizes]
         known = to_go[drawn[0], drawn[1], drawn[2], drawn[3]].isfinite()
         field, weights, node, goal = (index[known] for index in drawn)
-        # The best move alone is one of a few random directions; with half of the second best it errs less.
+        # The best of a few directions is only near the way; with half of the second best added it errs less.
         first, second = (moves[field, node, best[field, weights, node, goal, rank].long()] for rank in (0, 1))
         action = first + 0.5 * second
         action = action * (first.norm(dim=-1, keepdim=True) / action.norm(dim=-1, keepdim=True).clamp_min(1e-9))

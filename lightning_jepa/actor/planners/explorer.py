@@ -1,7 +1,7 @@
 """A graph of states that the world model imagines, and dynamic programming on it (paper section 3.1.2).
 
-Legend: B episodes, P pool of imagined states, N nodes, K moves from each node, L steps of a move, A action, D state,
-M numbers of the metric space, E energies.
+Legend: B episodes, P pool of imagined states, N nodes, G goals, K moves from each node, L steps of a move, A action,
+D state, M numbers of the metric space, E energies.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor) -> S
     Args:
         successor: j, the node next to each of the L places that each of the K moves from a node passes, [N, K, L].
         edge: what it costs to get there, [N, K, L].
-        known: V of nodes that are at each of G goals, infinite for the others, [N, G].
+        known: what V is at most, [N, G]: of nodes that are at the goal, of those where the agent could stay; else infinite.
         factor: what the cost from there on counts, [N, K, L]: the discount to the power of the steps.
     """
 
