@@ -134,8 +134,10 @@ class Agent:
         """Mode-1: one pass from what is perceived to the action."""
         assert self.policy is not None
         device, half = observations.device.type, self.precision == "bf16-mixed"
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=half):
-            return self.policy.act(self._perceive(observations, body), modulation)
+        with torch.no_grad():
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                s = self._perceive(observations, body)
+            return self.policy.act(s.float(), modulation)  # so small that halving its weights would take longer
 
     def _deliberate(self, observations: Tensor, body: Tensor | None, modulation: Modulation) -> Tensor:
         """Mode-2: the next action of the plan, or the first of a new one."""
