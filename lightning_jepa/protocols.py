@@ -1,6 +1,7 @@
 """The seams of the house as structural types: rooms meet here and do not import each other.
 
-Legend: B batch, T time, C H W image, D state, A action, S candidates, H horizon, P body, N truth.
+Legend: B batch, T time, C H W image, D state, A action, S candidates, H horizon, P body, N truth,
+M scenarios, U uniform numbers.
 """
 
 from __future__ import annotations
@@ -49,6 +50,31 @@ class WorldModel(Protocol):
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
         """From s [B, D] by S candidate sequences [B, S, H, A]: the states that follow [B, S, H, D]."""
+        ...
+
+
+class EnergyModel(WorldModel, Protocol):
+    """A world model that says how compatible a continuation is with what is known, and imagines several futures."""
+
+    @property
+    def noise(self) -> int:
+        """Numbers in [0, 1) that decide what happens in a step of a scenario; 0 where nothing is left to chance."""
+        ...
+
+    def energy(self, s: Tensor, actions: Tensor, s_y: Tensor) -> Tensor:
+        """F(x, y) [B] of continuations s_y [B, H, D] from s [B, D] by actions [B, H, A] (paper section 4.1)."""
+        ...
+
+    def scenarios(self, s: Tensor, actions: Tensor, uniform: Tensor) -> Tensor:
+        """From s [B, D] by [B, S, H, A], in M scenarios made of numbers [M, H, U]: [B, S, M, H, D]."""
+        ...
+
+
+class BranchingModel(WorldModel, Protocol):
+    """A world model that says what one step may lead to."""
+
+    def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """From s [N, D] by actions [N, A]: M states [N, M, D] and their probabilities [N, M]."""
         ...
 
 

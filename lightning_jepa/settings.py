@@ -26,7 +26,9 @@ class Settings:
     data: Any = None
     perception: Any = None
     world_model: Any = None
+    latent: Any = None
     criterion: Any = None
+    target: Any = None
     geometry: Any = None
     cost: Any = None
     planner: Any = None
@@ -37,5 +39,6 @@ class Settings:
     trainer: Any = None
     tracking: Any = None
     evaluation: Any = None
+    comparison: Any = None
     callbacks: Any = None
     paths: Any = None

@@ -1,6 +1,6 @@
 """The few containers that cross rooms.
 
-Legend: B batch, T time, C H W image, D state, A action, S candidates, N truth, P body, K energies.
+Legend: B batch, T time, C H W image, D state, A action, S candidates, N truth (or starts), P body, K energies.
 """
 
 from __future__ import annotations
@@ -28,6 +28,19 @@ class Window(NamedTuple):
     weights: Tensor  # float32 [B, K]: u, those of the intrinsic cost that was minimised
     times: Tensor  # int64 [B, T]: steps since the episode began, the same clock on every level
     mask: Tensor  # bool [B]: False marks padding, which validation must not count
+
+
+class Encoded(NamedTuple):
+    """A batch of windows as perception and world model see it: what training criteria look at (paper section 4.5).
+
+    From N states of each window H steps were predicted; y is what was observed there, s_y its encoding.
+    """
+
+    states: Tensor  # [B, T, D]: without the body, which can't collapse
+    actions: Tensor  # [B, T - 1, A], in units of the action scale
+    predicted: Tensor  # s~_y [B, N, H, D]
+    s_y: Tensor  # [B, N, H, D]
+    y: Tensor  # uint8 [B, N, H, C, H', W']
 
 
 class Modulation(NamedTuple):

@@ -13,13 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_jepa.perception.expander import Expander
+from lightning_jepa.types import Encoded
 from lightning_jepa.world_model.criteria.inverse_dynamics import InverseDynamics, SpatialInverse, VectorInverse
 from lightning_jepa.world_model.criteria.smoothness import TemporalSmoothness
 from lightning_jepa.world_model.criteria.statistics import covariance
 from lightning_jepa.world_model.criteria.vicreg import VarianceCovariance
 
 CONF = Path(__file__).parents[1] / "conf"
-NO_ACTIONS = torch.zeros(0)
+
+
+def of(states: Tensor, actions: Tensor | None = None) -> Encoded:
+    """A batch of these states [B, T, D] alone, nothing of it predicted."""
+    nothing = torch.zeros(0)
+    return Encoded(states, nothing if actions is None else actions, nothing, nothing, nothing)
 
 
 def with_covariance(samples: int, matrix: Tensor) -> Tensor:
@@ -50,14 +56,14 @@ def test_terms_of_a_known_covariance() -> None:
     """variance = mean relu(margin - std), covariance = sum of squares off the diagonal / (D (D - 1))."""
     matrix = torch.tensor([[4.0, 0.5, 0.0], [0.5, 0.25, 0.02], [0.0, 0.02, 0.04]])
     states = with_covariance(60, matrix).view(6, 10, 3)
-    terms = VarianceCovariance(eps=0.0)(states, NO_ACTIONS)
+    terms = VarianceCovariance(eps=0.0)(of(states))
     assert terms["variance"].item() == pytest.approx((0 + 0.5 + 0.8) / 3)
     assert terms["covariance"].item() == pytest.approx(2 * (0.5**2 + 0.02**2) / 6)
 
 
 def test_white_states_have_no_penalty() -> None:
     states = with_covariance(60, torch.eye(5)).view(6, 10, 5)
-    terms = VarianceCovariance()(states, NO_ACTIONS)
+    terms = VarianceCovariance()(of(states))
     assert terms["variance"].item() == 0
     assert terms["covariance"].item() == pytest.approx(0, abs=1e-20)
 
@@ -65,13 +71,13 @@ def test_white_states_have_no_penalty() -> None:
 def test_collapsed_states_have_the_largest_variance_penalty() -> None:
     """All states alike: variance = margin - sqrt(eps); no other states have more."""
     criterion = VarianceCovariance(margin=2.0)
-    collapsed = criterion(torch.randn(8).expand(5, 4, 8), NO_ACTIONS)["variance"]
+    collapsed = criterion(of(torch.randn(8).expand(5, 4, 8)))["variance"]
     assert collapsed.item() == pytest.approx(2.0 - 0.01)
-    assert criterion(0.01 * torch.randn(5, 4, 8), NO_ACTIONS)["variance"] < collapsed
+    assert criterion(of(0.01 * torch.randn(5, 4, 8)))["variance"] < collapsed
 
 
 def test_one_feature_has_no_covariance() -> None:
-    assert VarianceCovariance()(torch.randn(4, 3, 1), NO_ACTIONS)["covariance"] == 0
+    assert VarianceCovariance()(of(torch.randn(4, 3, 1)))["covariance"] == 0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_samples_of_each_axis(over: str, collapsed: set[str]) -> None:
     }
     criterion = VarianceCovariance(over=over, margin=0.5)
     for name, s in states.items():
-        assert (criterion(s, NO_ACTIONS)["variance"] > 0.45) == (name in collapsed), name
+        assert (criterion(of(s))["variance"] > 0.45) == (name in collapsed), name
 
 
 @pytest.mark.parametrize("over", ["batch_time", "batch", "time"])
@@ -100,8 +106,8 @@ def test_locations_count_as_samples(over: str) -> None:
         "batch": places.transpose(0, 1).flatten(1, 2).transpose(0, 1),
         "time": places.flatten(1, 2),
     }[over]
-    found = VarianceCovariance(over=over, state_shape=[5, 2, 2])(maps.flatten(2), NO_ACTIONS)
-    expected = VarianceCovariance(over=over)(as_vectors, NO_ACTIONS)
+    found = VarianceCovariance(over=over, state_shape=[5, 2, 2])(of(maps.flatten(2)))
+    expected = VarianceCovariance(over=over)(of(as_vectors))
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
 
@@ -109,8 +115,8 @@ def test_locations_count_as_samples(over: str) -> None:
 def test_expander_is_what_the_criterion_acts_on() -> None:
     expander = Expander(6, 12)
     states = torch.randn(4, 5, 6, requires_grad=True)
-    terms = VarianceCovariance(expander=expander, prefix="expanded_")(states, NO_ACTIONS)
-    expected = VarianceCovariance()(expander(states), NO_ACTIONS)
+    terms = VarianceCovariance(expander=expander, prefix="expanded_")(of(states))
+    expected = VarianceCovariance()(of(expander(states)))
     assert set(terms) == {"expanded_variance", "expanded_covariance"}
     torch.testing.assert_close(terms["expanded_covariance"], expected["covariance"])
     sum(terms.values()).backward()
@@ -125,7 +131,7 @@ def test_descending_the_terms_whitens() -> None:
     optimizer = torch.optim.Adam([states], 0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        sum(VarianceCovariance()(states, NO_ACTIONS).values()).backward()
+        sum(VarianceCovariance()(of(states)).values()).backward()
         optimizer.step()
     cov = covariance(states.detach().flatten(0, 1)[None])[0]
     assert cov.diagonal().min() > 0.9
@@ -138,24 +144,24 @@ def test_vicreg_refuses_what_it_can_not_use() -> None:
     with pytest.raises(ValueError, match="map"):
         VarianceCovariance(state_shape=[4])
     with pytest.raises(ValueError, match="no maps"):
-        VarianceCovariance(state_shape=[4, 3, 3])(torch.randn(2, 2, 35), NO_ACTIONS)
+        VarianceCovariance(state_shape=[4, 3, 3])(of(torch.randn(2, 2, 35)))
     with pytest.raises(ValueError, match="at least 2"):
-        VarianceCovariance(over="batch")(torch.randn(1, 5, 4), NO_ACTIONS)
+        VarianceCovariance(over="batch")(of(torch.randn(1, 5, 4)))
 
 
 def test_smoothness_is_the_mean_squared_step() -> None:
     """mean |s[t+1] - s[t]|^2 / D."""
     states = torch.arange(5.0)[None, :, None] * torch.tensor([1.0, 3.0])
-    assert TemporalSmoothness()(states, NO_ACTIONS)["smoothness"].item() == pytest.approx((1 + 9) / 2)
+    assert TemporalSmoothness()(of(states))["smoothness"].item() == pytest.approx((1 + 9) / 2)
     with pytest.raises(ValueError, match="at least 2"):
-        TemporalSmoothness()(torch.randn(3, 1, 2), NO_ACTIONS)
+        TemporalSmoothness()(of(torch.randn(3, 1, 2)))
 
 
 @pytest.mark.parametrize("head", [VectorInverse(18, 2, hidden=8), SpatialInverse((2, 3, 3), 2, hidden=8)])
 def test_inverse_dynamics_asks_for_actions_in_states(head: nn.Module) -> None:
     """mean |a[t] - f(s[t], s[t+1])|^2 / A; its gradients reach the states, all of them, and the head."""
     states, actions = torch.randn(3, 5, 18, requires_grad=True), torch.randn(3, 4, 2)
-    term = InverseDynamics(head)(states, actions)["inverse_dynamics"]
+    term = InverseDynamics(head)(of(states, actions))["inverse_dynamics"]
     expected = [(head(states[:, t], states[:, t + 1]) - actions[:, t]).square().mean() for t in range(4)]
     torch.testing.assert_close(term, torch.stack(expected).mean())
     term.backward()
@@ -163,7 +169,7 @@ def test_inverse_dynamics_asks_for_actions_in_states(head: nn.Module) -> None:
     assert all(p.grad is not None for p in head.parameters())
     for wrong in (torch.randn(3, 5, 2), torch.randn(3, 4, 3)):
         with pytest.raises(ValueError, match="expected"):
-            InverseDynamics(head)(states, wrong)
+            InverseDynamics(head)(of(states, wrong))
 
 
 def test_spatial_head_reads_motion_the_same_everywhere() -> None:
@@ -188,7 +194,7 @@ def test_inverse_dynamics_recovers_actions(head: nn.Module) -> None:
         actions = torch.randint(0, 2, (64, 1, 1)) * 2 - 1
         place = torch.randint(1, 6, (64, 1)) + torch.cat([torch.zeros(64, 1).long(), actions[..., 0]], 1)
         states = nn.functional.one_hot(place + 7 * torch.randint(0, 7, (64, 1)), 49).float()
-        loss = criterion(states, actions.float())["inverse_dynamics"]
+        loss = criterion(of(states, actions.float()))["inverse_dynamics"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -212,7 +218,7 @@ def test_configurations_compose_to_a_set_of_criteria(tmp_path: Path, perception:
     criteria = [instantiate(node) for node in config.criterion.values()]
     size = instantiate(config.perception).state_size
     states, actions = torch.randn(4, 3, size), torch.randn(4, 2, 2)
-    terms = [name for criterion in criteria for name in criterion(states, actions)]
+    terms = [name for criterion in criteria for name in criterion(of(states, actions))]
     assert len(criteria) == len(names)
     assert len(set(terms)) == len(terms)
     assert {"variance", "covariance", "smoothness"} <= set(terms)

@@ -149,6 +149,51 @@ def merge(paths: Sequence[Path], destination: Path) -> Results:
     return merged
 
 
+def compared(
+    arms: Mapping[str, Results], headline: Mapping[str, str], columns: Sequence[str], destination: Path
+) -> Results:
+    """Join the results of an experiment's arms into one file, and write it.
+
+    Args:
+        arms: the results of each.
+        headline: metric -> "arm.metric", what the experiment is judged by.
+        columns: metrics of the table `arms`, which has a row for each arm; those that an arm has.
+        destination: of the file. Costs are sums over all arms.
+
+    Raises:
+        ValueError: if there is no arm, or none with what the headline asks for.
+    """
+    if not arms:
+        raise ValueError("no results to compare: evaluate is not among the stages")
+    metrics: Rows = {}
+    for key, source in headline.items():
+        arm, _, metric = source.partition(".")
+        if arm not in arms or metric not in arms[arm].metrics:
+            raise ValueError(
+                f"comparison.headline.{key}={source}: expected ARM.METRIC, an arm of {list(arms)} and what it measured"
+            )
+        metrics[key] = arms[arm].metrics[metric]
+    parts = list(arms.values())
+    first = parts[0]
+    rows = {name: {key: arm.metrics[key] for key in columns if key in arm.metrics} for name, arm in arms.items()}
+    further = {f"{table}_{name}": found for name, arm in arms.items() for table, found in arm.tables.items()}
+    joined = Results(
+        experiment=first.experiment,
+        date=max(part.date for part in parts),
+        git=" ".join(sorted({commit for part in parts for commit in part.git.split()})),
+        machine="; ".join(sorted({part.machine for part in parts})),
+        seeds=max((part.seeds for part in parts), key=len),
+        protocol=first.protocol,
+        metrics=metrics,
+        floors=first.floors,
+        tables={"arms": rows, **further},
+        cost={"seconds": sum(part.cost.get("train_seconds", 0.0) * len(part.seeds) for part in parts)},
+        targets=first.targets,
+    )
+    save(joined, destination)
+    return joined
+
+
 def _join(rows: Sequence[Rows]) -> Rows:
     return {key: _pool([row[key] for row in rows]) for key in _same(rows)}
 

@@ -17,6 +17,7 @@ from torchmetrics.functional import spearman_corrcoef
 from lightning_jepa.cost.cost import Cost
 from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.intrinsic import IntrinsicCost
+from lightning_jepa.layers import follow
 from lightning_jepa.memory.episodic import EpisodicMemory
 from lightning_jepa.stages.above import StageAbove
 from lightning_jepa.stages.critic_targets import CriticTarget, Learner, Lesson
@@ -172,9 +173,7 @@ class CriticTraining(StageAbove):
 
     def on_train_batch_end(self, outputs: object, batch: tuple[Window, ...], batch_idx: int) -> None:
         """The copy follows."""
-        with torch.no_grad():
-            for slow, fast in zip(self.follower.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(fast, self.follow)
+        follow(self.follower, self.critic, self.follow)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for the critic alone."""

@@ -6,6 +6,7 @@ Legend: B batch, T time, D state, A action, N starts, H horizon, E metric space.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,8 +16,9 @@ from torch.optim import Optimizer
 
 from lightning_jepa.stages.monitors import LinearProbe, Spread
 from lightning_jepa.stages.schedule import rise_and_fall
-from lightning_jepa.types import Window
-from lightning_jepa.world_model.jepa import JEPA
+from lightning_jepa.types import Encoded, Window
+from lightning_jepa.world_model.jepa import JEPA, following
+from lightning_jepa.world_model.target import SlowEncoder
 
 
 class JEPAPretraining(L.LightningModule):
@@ -24,13 +26,13 @@ class JEPAPretraining(L.LightningModule):
 
         loss = sum_i weight_i term_i,   terms = prediction + those of each criterion [+ contrast]
 
-    No gradient is stopped between the two branches. The first level of a batch holds successive frames: predictions and
-    criteria look at it. With a `geometry`, all levels, whatever the steps between their frames, teach a metric for
-    planning.
+    No gradient is stopped between the two branches, unless a `target` encodes what is to be predicted. The first level
+    of a batch holds successive frames: predictions and criteria look at it. With a `geometry`, all levels, whatever the
+    steps between their frames, teach a metric for planning.
 
     Args:
         jepa: encoder and predictor.
-        criteria: name -> criterion, a module from states [B, T, D] and actions [B, T - 1, A] to terms.
+        criteria: name -> criterion, a module from an `Encoded` batch to terms.
         weights: term -> weight, exactly the terms that there are.
         optimizer: from parameters to an optimizer.
         horizon: H, steps of each free-running prediction.
@@ -38,6 +40,8 @@ class JEPAPretraining(L.LightningModule):
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
         geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E]; or
             none: distances of states.
+        target: what makes a second branch of the encoder, which gets no gradient; none for one encoder.
+        context: states that a prediction starts from.
 
     Raises:
         ValueError: with the first batch, if the weights do not match the terms or the batch's levels do not fit.
@@ -55,14 +59,23 @@ class JEPAPretraining(L.LightningModule):
         every: int = 8,
         warm_up: float = 0.05,
         geometry: nn.Module | None = None,
+        target: Callable[[nn.Module], SlowEncoder] | None = None,
+        context: int = 1,
     ) -> None:
         super().__init__()
         self.jepa, self.geometry = jepa, geometry
+        self.target = None if target is None else target(self._encoder)
         self.criteria = nn.ModuleDict(dict(criteria))
         self.weights, self.optimizer = dict(weights), optimizer
-        self.horizon, self.every, self.warm_up = horizon, every, warm_up
+        self.horizon, self.every, self.context, self.warm_up = horizon, every, context, warm_up
         self.spread = Spread(jepa.state_size)
         self.probe: LinearProbe | None = None  # named after the data's factors, which are known once fitting starts
+
+    @property
+    def _encoder(self) -> nn.Module:
+        encoder = self.jepa.encoder
+        assert isinstance(encoder, nn.Module)
+        return encoder
 
     @property
     def metric(self) -> nn.Module:
@@ -76,6 +89,8 @@ class JEPAPretraining(L.LightningModule):
         if stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit, unknown to its stubs
             self.jepa.encoder.standardise.set(*data.statistics)  # type: ignore[attr-defined]  # every encoder has it
+            if self.target is not None:
+                self.target.encoder.standardise.set(*data.statistics)  # type: ignore[union-attr, operator]
             self.probe = LinearProbe(data.manifest.truth_names)
 
     def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:
@@ -88,17 +103,26 @@ class JEPAPretraining(L.LightningModule):
             )
         actions = dense.actions[:, :, 0]
         states = self.jepa.encode(dense.observations, dense.body)
-        energies = self.jepa.energies(states, actions, self.horizon, self.every)
+        batch, energies = self._encoded(dense.observations, states, actions)
         terms = {name: energy.mean() for name, energy in energies.items()}
-        # What is felt needs no criterion: it can't collapse.
-        external = states[..., : self.jepa.external_size]
+        if self.jepa.ego is not None:
+            terms["body"] = self.jepa.felt(states, actions).mean()
         for criterion in self.criteria.values():
-            terms |= criterion(external, actions / self.jepa.action_scale)
+            terms |= criterion(batch)
         if self.geometry is not None:
             encoded = [states] + [self.jepa.encode(window.observations, window.body) for window in windows[1:]]
             found = [self.geometry(s, w.actions.shape[2]) for s, w in zip(encoded, windows, strict=True)]
             terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
         return terms, states
+
+    def _encoded(self, observations: Tensor, states: Tensor, actions: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
+        """What criteria look at, of pictures [B, T, C, H, W], states [B, T, D], actions [B, T - 1, A]; and energies."""
+        external = slice(self.jepa.external_size)  # what is felt needs no criterion: it can't collapse
+        seen = states[..., external]
+        encoded = seen if self.target is None else self.target(observations)
+        predicted, energies = self.jepa.predictions(states, actions, encoded, self.horizon, self.every, self.context)
+        s_y, y = (following(sequence, self.horizon, self.every, self.context) for sequence in (encoded, observations))
+        return Encoded(seen, actions / self.jepa.action_scale, predicted[..., external], s_y, y), energies
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """The weighted sum of all terms."""
@@ -111,6 +135,11 @@ class JEPAPretraining(L.LightningModule):
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """The second branch follows."""
+        if self.target is not None:
+            self.target.follow(self._encoder)
 
     def validation_step(self, batch: tuple[Window, ...], batch_idx: int) -> None:
         """The same terms on layouts that were never trained on, and what the states hold."""

@@ -21,18 +21,18 @@ class ConvPredictor(nn.Module):
 
     Args:
         state_shape: (c, h, w).
-        action_size: A.
+        action_size: A; 0 where nothing is done or inferred, and all is only watched.
         hidden: channels of the hidden layers.
         depth: hidden layers; each but the first costs `hidden` squared.
         mixing: side of the kernels between hidden layers, 3, or 1 for layers that see one place at a time: with
             `depth=2` and 32 hidden channels that is about 1.4 times faster, and sees 2 places far instead of 3.
         action_width: hidden units between the action and its scales and shifts.
+        history: h, successive states that it looks at, the present one included: what moves by itself has a velocity,
+            which one state may not show. Where fewer are given, the first stands for those before it.
 
     Raises:
         ValueError: if the state is no map, or a size does not fit.
     """
-
-    history = 1
 
     def __init__(
         self,
@@ -42,18 +42,20 @@ class ConvPredictor(nn.Module):
         depth: int = 2,
         mixing: int = 3,
         action_width: int = 64,
+        history: int = 1,
     ) -> None:
         super().__init__()
         if len(state_shape) != 3:
             raise ValueError(f"state_shape={list(state_shape)}: a convolutional predictor needs a map [c, h, w]")
-        if depth < 1 or mixing not in (1, 3):
-            raise ValueError(f"depth={depth} must be at least 1, mixing={mixing} must be 1 or 3")
+        if min(depth, history) < 1 or mixing not in (1, 3):
+            raise ValueError(f"depth={depth} and history={history} must be at least 1, mixing={mixing} must be 1 or 3")
         channels, height, width = state_shape
         self.map_shape = (channels, height, width)
         self.state_size, self.action_size = channels * height * width, action_size
-        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.history = history
+        self.first = nn.Conv2d(channels * history, hidden, 3, padding=1)
         self.action = nn.Sequential(
-            nn.Linear(action_size, action_width), nn.ReLU(), nn.Linear(action_width, 2 * hidden * depth)
+            nn.Linear(max(1, action_size), action_width), nn.ReLU(), nn.Linear(action_width, 2 * hidden * depth)
         )
         self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, mixing, padding=mixing // 2) for _ in range(depth - 1))
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
@@ -63,8 +65,14 @@ class ConvPredictor(nn.Module):
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
         """[..., T, D], [..., T, A] -> [..., T, D]."""
-        maps = s.reshape(-1, *self.map_shape).contiguous(memory_format=torch.channels_last)
-        modulation = self.action(a.flatten(0, -2))[:, :, None, None].chunk(2 * (1 + len(self.middle)), 1)
+        looked_at = s
+        if self.history > 1:  # [..., T, h D]: the present state first
+            times = torch.arange(s.shape[-2], device=s.device)
+            before = [(times - back).clamp_min(0) for back in range(self.history)]
+            looked_at = torch.cat([s.index_select(-2, index) for index in before], -1)
+        maps = looked_at.reshape(-1, *self.map_shape).contiguous(memory_format=torch.channels_last)
+        done = a.flatten(0, -2) if self.action_size else maps.new_ones(len(maps), 1)  # who only watches does nothing
+        modulation = self.action(done)[:, :, None, None].chunk(2 * (1 + len(self.middle)), 1)
         # Channels side by side and ReLU in place: on CPU that is worth more than any trick with the convolutions.
         x = maps
         for layer, scale, shift in zip((self.first, *self.middle), modulation[::2], modulation[1::2], strict=True):

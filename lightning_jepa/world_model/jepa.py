@@ -5,6 +5,7 @@ Legend: B batch, T time, C H W image, D state, P body, A action, S candidates, H
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from lightning_jepa.protocols import Encoder, Predictor
 from lightning_jepa.world_model.ego import EgoModel
+
+# (index, context [B, h, D], controls before [B, h - 1, ...], action [B, A]) -> next state [B, D], its control [B, ...]
+Step = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class SizedPredictor(Predictor, Protocol):
@@ -61,6 +65,16 @@ class JEPA(nn.Module):
         self.action_scale, self.rollout_block = action_scale, rollout_block
 
     @property
+    def noise(self) -> int:
+        """Numbers in [0, 1) that decide what happens in a step of a scenario; none without a latent variable."""
+        return 0
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return self.predictor.action_size
+
+    @property
     def external_size(self) -> int:
         """Numbers of the external state, which come first."""
         return self.predictor.state_size
@@ -104,6 +118,14 @@ class JEPA(nn.Module):
         Raises:
             ValueError: if shapes do not fit.
         """
+        return self._imagine(s, actions, self._step)
+
+    def _step(self, i: int, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The state after the last one of a context, and the control that led there: see `_imagine`."""
+        return self.predictor(context, torch.cat([before, action[:, None]], 1))[:, -1], action
+
+    def _imagine(self, s: Tensor, actions: Tensor, step: Step) -> Tensor:
+        """As `predict`, by `step`: what it chooses beside, such as a latent variable, is part of the control."""
         context = s[:, None] if s.dim() == 2 else s
         self._check(context, 3, actions, 3, "s [B, D] or [B, h, D] and actions [B, h - 1 + H, A]")
         past = context.shape[1] - 1
@@ -115,15 +137,26 @@ class JEPA(nn.Module):
         memory = self.predictor.history
         unit = actions / self.action_scale
         context, body = context[..., : self.external_size], context[:, -1:, self.external_size :]
+        controls = self._controls(context, unit[:, :past])
         following = []
-        for t in range(past, actions.shape[1]):
+        for i in range(actions.shape[1] - past):
             context = context[:, -memory:]
-            step = self.predictor(context, unit[:, t + 1 - context.shape[1] : t + 1])[:, -1:]
+            before = controls[:, controls.shape[1] + 1 - context.shape[1] :]
+            action = unit[:, past + i]
+            found, control = step(i, context, before, action)
+            external = found[:, None]
             if self.ego is not None:
-                body = self.ego(step, body, unit[:, t : t + 1])
-            following.append(torch.cat([step, body], -1) if self.ego is not None else step)
-            context = step if memory == 1 else torch.cat([context, step], 1)
+                body = self.ego(external, body, action[:, None])
+            following.append(torch.cat([external, body], -1) if self.ego is not None else external)
+            if memory == 1:
+                context = external
+            else:
+                context, controls = torch.cat([context, external], 1), torch.cat([controls, control[:, None]], 1)
         return torch.cat(following, 1)
+
+    def _controls(self, states: Tensor, actions: Tensor) -> Tensor:
+        """What led from each of the given states [B, h, D] to the next one: the actions [B, h - 1, A]."""
+        return actions
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
         """Imagine S candidate sequences from the same state, as a planner needs (paper section 3.1.2).
@@ -150,57 +183,121 @@ class JEPA(nn.Module):
             states[rows] = self.predict(s[owner[rows]], sequences[rows])
         return states.unflatten(0, (episodes, candidates))
 
-    def energies(self, states: Tensor, actions: Tensor, horizon: int, every: int = 1) -> dict[str, Tensor]:
-        """Multi-step prediction energy D(s_y, Pred(s_x, a)) of encoded trajectories (paper section 4.4).
+    def scenarios(self, s: Tensor, actions: Tensor, uniform: Tensor) -> Tensor:
+        """Imagine S candidates in M scenarios each; without a latent variable all scenarios are alike.
 
-        From every `every`-th state a free-running prediction of `horizon` steps is compared with the encoded states:
-        E = |s[t+k] - s~[t+k]|^2 / D. Each starts from one encoded state alone, as a planner's does.
+        Args:
+            s: [B, D].
+            actions: [B, S, H, A].
+            uniform: what happens in each scenario and step, numbers in [0, 1), [M, H, U].
 
-        The body is predicted from encoded states, a step at a time, so that their gradients teach the encoder to keep
-        what matters to the body. Through free-running predictions the few moments that hurt shake the predictor: its
-        error one step ahead was five times as large.
+        Returns:
+            [B, S, M, H, D].
+        """
+        return self.rollout(s, actions)[:, :, None].expand(-1, -1, len(uniform), -1, -1)
+
+    def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """What one step may lead to, from s [N, D] by actions [N, A]: M states [N, M, D] and their chances [N, M]."""
+        return self.predict(s, actions[:, None]), s.new_ones(len(s), 1)
+
+    def energy(self, s: Tensor, actions: Tensor, s_y: Tensor) -> Tensor:
+        """F(x, y) of continuations: low if what follows is compatible with what is known (paper section 4.1).
+
+        Args:
+            s: one state [B, D], or the last h states [B, h, D].
+            actions: [B, h - 1 + H, A].
+            s_y: what follows, [B, H, D].
+
+        Returns:
+            [B], a mean over the steps; the body, if there is one, does not count.
+        """
+        split = self.external_size
+        return (self.predict(s, actions)[..., :split] - s_y[..., :split]).square().mean((1, 2))
+
+    def predictions(
+        self, states: Tensor, actions: Tensor, s_y: Tensor, horizon: int, every: int = 1, context: int = 1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Free-running predictions from every `every`-th state, each from the last `context` states up to that one.
+
+            prediction = D(s_y, s~_y) = |s[t+k] - s~[t+k]|^2 / D
 
         Args:
             states: encoded states [B, T, D].
             actions: [B, T - 1, A].
+            s_y: what they are compared with: encoded states [B, T, D], the same or those of a second branch.
             horizon: H, steps of each prediction.
             every: distance between starts, in steps.
+            context: h, states that a prediction starts from; 1 as a planner's.
 
         Returns:
-            `prediction` [B, N, H], N = (T - 1 - H) // every + 1, whose mean over B and N is the error at each step
-            ahead; and `body` [B, T - 1] if there is one.
+            s~_y [B, N, H, D], N = (T - h - H) // every + 1; `following` says what they are compared with. And the terms
+            that training minimises, each [B, N, H].
 
         Raises:
             ValueError: if the window is too short for the horizon, or the horizon for the predictor's history.
         """
+        starts, sequences = self._starts(states, actions, horizon, every, context)
+        predicted = self.predict(starts.flatten(0, 1), sequences.flatten(0, 1)).unflatten(0, starts.shape[:2])
+        split = self.external_size
+        error = (predicted[..., :split] - following(s_y, horizon, every, context)[..., :split]).square().mean(-1)
+        return predicted, {"prediction": error}
+
+    def _starts(self, states: Tensor, actions: Tensor, horizon: int, every: int, context: int) -> tuple[Tensor, Tensor]:
+        """Of predictions: states [B, N, h, D], and actions between them and from there [B, N, h - 1 + H, A]."""
         self._check(states, 3, actions, 3, "states [B, T, D] and actions [B, T - 1, A]")
-        steps = states.shape[1] - 1
-        if actions.shape[1] != steps or not 1 <= horizon <= steps or every < 1:
+        steps, length = states.shape[1] - 1, context - 1 + horizon
+        if actions.shape[1] != steps or min(horizon, every, context) < 1 or length > steps:
             raise ValueError(
-                f"{states.shape[1]} states, {actions.shape[1]} actions, horizon={horizon}, every={every}: a window of "
-                f"T states needs T - 1 actions, a horizon of 1 to T - 1 and every >= 1"
+                f"{states.shape[1]} states, {actions.shape[1]} actions, horizon={horizon}, every={every}, "
+                f"context={context}: a window of T states needs T - 1 actions, a context, a horizon and every of at "
+                f"least 1, and context + horizon of at most T"
             )
-        if horizon < self.predictor.history:
+        if length < self.predictor.history:
             raise ValueError(
                 f"horizon={horizon} never fills the predictor's history of {self.predictor.history} states, and plans "
-                f"would: set world_model.history to at most {horizon}"
+                f"would: set world_model.history to at most {length}"
             )
-        starts = states[:, : steps - horizon + 1 : every]
-        sequences = actions.unfold(1, horizon, every).transpose(-1, -2)  # [B, N, H, A]
-        encoded = states[:, 1:].unfold(1, horizon, every).transpose(-1, -2)  # [B, N, H, D]
-        predicted = self.predict(starts.flatten(0, 1), sequences.flatten(0, 1)).unflatten(0, starts.shape[:2])
-        error, split = (predicted - encoded).square(), self.external_size
-        energies = {"prediction": error[..., :split].mean(-1)}
-        if self.ego is None:
-            return energies
+        starts = states[:, : steps - horizon + 1].unfold(1, context, every).transpose(-1, -2)
+        return starts, actions.unfold(1, length, every).transpose(-1, -2)
+
+    def felt(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Squared error of the ego model, step by step, [B, T - 1]; states [B, T, D] and actions [B, T - 1, A].
+
+        The body is predicted from encoded states, so that their gradients teach the encoder to keep what matters to the
+        body. Through free-running predictions the few moments that hurt shake the predictor: its error one step ahead
+        was five times as large.
+        """
+        assert self.ego is not None, "no body"
+        split = self.external_size
         felt = self.ego(states[:, 1:, :split], states[:, :-1, split:], actions / self.action_scale)
-        return energies | {"body": (felt - states[:, 1:, split:]).square().mean(-1)}
+        return (felt - states[:, 1:, split:]).square().mean(-1)
+
+    def energies(self, states: Tensor, actions: Tensor, horizon: int, every: int = 1) -> dict[str, Tensor]:
+        """Multi-step prediction energy of encoded trajectories (paper section 4.4), its terms unweighted.
+
+        Args:
+            states, actions, horizon, every: see `predictions`.
+
+        Returns:
+            `prediction` [B, N, H], whose mean over B and N is the error at each step ahead; and `body` [B, T - 1] if
+            there is one, see `felt`.
+
+        Raises:
+            ValueError: as `predictions`.
+        """
+        energies = self.predictions(states, actions, states, horizon, every)[1]
+        return energies if self.ego is None else energies | {"body": self.felt(states, actions)}
 
     def _check(self, s: Tensor, s_dims: int, actions: Tensor, action_dims: int, expected: str) -> None:
-        sizes = (self.state_size, self.predictor.action_size)
+        sizes = (self.state_size, self.action_size)
         fits = s.dim() == s_dims and actions.dim() == action_dims and s.shape[0] == actions.shape[0]
         if not fits or (s.shape[-1], actions.shape[-1]) != sizes:
             raise ValueError(
                 f"states of shape {tuple(s.shape)} and actions of shape {tuple(actions.shape)}: expected {expected} "
                 f"with D={sizes[0]} and A={sizes[1]}"
             )
+
+
+def following(sequence: Tensor, horizon: int, every: int = 1, context: int = 1) -> Tensor:
+    """What follows each start of a prediction: [B, T, ...] -> [B, N, H, ...]."""
+    return sequence[:, context:].unfold(1, horizon, every).movedim(-1, 2)

@@ -212,7 +212,7 @@ def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor) -> S
     Args:
         successor: j, the node next to each of the L places that each of the K moves from a node passes, [N, K, L].
         edge: what it costs to get there, [N, K, L].
-        known: what V is at most, [N, G]: of nodes that are at the goal, of those where the agent could stay; else infinite.
+        known: what V is at most, [N, G]: of nodes that are at the goal, or where the agent could stay; else infinite.
         factor: what the cost from there on counts, [N, K, L]: the discount to the power of the steps.
     """
 

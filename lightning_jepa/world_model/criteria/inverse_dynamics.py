@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_jepa.types import Encoded
+
 
 class VectorInverse(nn.Module):
     """a[t] = f(s[t], s[t+1]) for vectors, an MLP.
@@ -93,12 +95,13 @@ class InverseDynamics(nn.Module):
             raise ValueError(f"every={every}: give at least 1")
         self.head, self.every = head, every
 
-    def forward(self, states: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """States [B, T, D] and actions [B, T - 1, A] -> the term "inverse_dynamics".
+    def forward(self, batch: Encoded) -> dict[str, Tensor]:
+        """The term "inverse_dynamics" of its states and actions.
 
         Raises:
             ValueError: if there is not one action between each two states, or it is of another size.
         """
+        states, actions = batch.states, batch.actions
         before, after = states[:, : -1 : self.every], states[:, 1 :: self.every]
         found: Tensor = self.head(before.flatten(0, 1), after.flatten(0, 1))
         if (*states[:, 1:].shape[:2], found.shape[1]) != actions.shape:

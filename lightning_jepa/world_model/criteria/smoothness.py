@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_jepa.types import Encoded
+
 
 class TemporalSmoothness(nn.Module):
     """States change little from step to step: smoothness = mean |s[t+1] - s[t]|^2 / D.
@@ -16,12 +18,13 @@ class TemporalSmoothness(nn.Module):
     collapses.
     """
 
-    def forward(self, states: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """States [B, T, D] (actions are not looked at) -> the term "smoothness".
+    def forward(self, batch: Encoded) -> dict[str, Tensor]:
+        """The term "smoothness" of its states.
 
         Raises:
             ValueError: if there is no second state.
         """
+        states = batch.states
         if states.shape[1] < 2:
             raise ValueError(f"windows of {states.shape[1]} state(s): smoothness needs at least 2")
         return {"smoothness": states.diff(dim=1).square().mean()}

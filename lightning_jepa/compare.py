@@ -1,0 +1,78 @@
+"""The same pipeline under several settings, told in one table: `python -m lightning_jepa.compare experiment=fork`.
+
+`comparison.arms` names them, each with the overrides that tell it from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from lightning_jepa.errors import one_message
+from lightning_jepa.paths import CONF
+
+
+def compare(cfg: DictConfig, given: Sequence[str]) -> Path:
+    """Run `cfg.stages` for every arm, and join what was measured.
+
+    Args:
+        cfg: of the whole, with a `comparison`.
+        given: the overrides that it was composed with; each arm is composed with its own after them.
+
+    Returns:
+        The experiment's results file. Its table `arms` has a row for each arm.
+
+    Raises:
+        ValueError: without arms, or if the headline asks for what no arm measured; as `pipeline`.
+    """
+    from lightning_jepa.evaluation.results import compared, load
+    from lightning_jepa.pipeline import pipeline
+
+    if cfg.comparison is None or not cfg.comparison.arms:
+        raise ValueError(
+            f"{cfg.name} has nothing to compare: run it by python -m lightning_jepa.pipeline, or say what to compare "
+            "under comparison.arms"
+        )
+    runs = {name: composed(cfg, given, name) for name in cfg.comparison.arms}
+    parts = {}
+    for name, own in runs.items():
+        print(f"arm: {name}", flush=True)
+        found = pipeline(own)
+        if found is not None:
+            parts[name] = load(found)
+    destination = Path(cfg.paths.results, f"{cfg.name}.json")
+    compared(parts, dict(cfg.comparison.headline), list(cfg.comparison.columns), destination)
+    return destination
+
+
+def composed(cfg: DictConfig, given: Sequence[str], name: str) -> DictConfig:
+    """The configuration of one arm: its results stay in its folder, below that of the whole."""
+    arm = cfg.comparison.arms[name]
+    own = hydra.compose("config", [*given, *arm.overrides])
+    with open_dict(own):
+        own.seeds = arm.get("seeds", cfg.seeds)
+        own.paths.out = own.paths.results = str(Path(cfg.paths.out, name))
+        if "run_name" in own.tracking:
+            own.tracking.run_name = name
+    return own
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+@one_message
+def main(cfg: DictConfig) -> None:
+    """The command line."""
+    from lightning_jepa.evaluation.results import load
+    from lightning_jepa.evaluation.tables import further_table, summary
+
+    written = compare(cfg, HydraConfig.get().overrides.task)
+    print(summary(load(written)))
+    print(further_table(load(written), "arms"))
+    print(f"results: {written}")
+
+
+if __name__ == "__main__":
+    main()

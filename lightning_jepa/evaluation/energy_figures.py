@@ -1,0 +1,49 @@
+"""Pictures of energies: what a model holds possible.
+
+Legend: A places of a continuum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning_jepa.evaluation.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, sheet
+from lightning_jepa.evaluation.results import Rows
+
+COLOURS = (ORANGE, BLUE, GREEN, RED, INK)
+
+
+def continuum_figure(path: Path, curves: Mapping[str, Mapping[str, Rows]], modes: Sequence[float]) -> None:
+    """Energy over a continuum of futures, the angle by which a step turns aside.
+
+    Args:
+        path: of the picture.
+        curves: for each model, the angle in degrees (as text) -> the row with its `energy`.
+        modes: angles that do occur.
+    """
+    with sheet(path, (6.5, 3.2)) as (_, (axes,)):
+        for mode in modes:
+            axes.axvline(mode, color=GREY, linewidth=6, alpha=0.5, zorder=0)
+        for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+            angles = [float(angle) for angle in curve]
+            axes.plot(
+                angles, [row["energy"].value for row in curve.values()], color=colour, label=name.replace("_", " ")
+            )
+        axes.set(
+            xlabel="where the step leads: degrees aside (grey: what does occur)",
+            ylabel="energy F(x, y)",
+            ylim=(0, None),
+            xticks=range(-180, 181, 60),
+        )
+        axes.legend(frameon=False, loc="upper center", ncols=2)
+
+
+def risk_figure(path: Path, risks: Mapping[str, Rows]) -> None:
+    """How often each planner takes the safe way, over how slippery the bridge is."""
+    with sheet(path, (5.5, 3.0)) as (_, (axes,)):
+        chances = [float(name.rpartition("=")[2]) for name in risks]
+        for colour, name in zip((BLUE, ORANGE, GREY), next(iter(risks.values())), strict=False):
+            axes.plot(chances, [row[name].value for row in risks.values()], "o-", color=colour, label=name)
+        axes.set(xlabel="chance of a slip", ylabel="share that takes the safe way", ylim=(-0.03, 1.03))
+        axes.legend(frameon=False)

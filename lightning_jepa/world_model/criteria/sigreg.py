@@ -1,0 +1,85 @@
+"""Sketched isotropic Gaussian regularisation (LeJEPA, Balestriero and LeCun 2025).
+
+Legend: B batch, T time, D state, G groups, N samples in a group, P directions, K knots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_jepa.types import Encoded
+from lightning_jepa.world_model.criteria.samples import Samples
+from lightning_jepa.world_model.criteria.statistics import everywhere, precise
+
+
+class SIGReg(nn.Module):
+    """Make the states' distribution a standard Gaussian in every direction: one criterion in place of two.
+
+        gaussian = mean_p  integral over t of  |mean_n exp(i t a_p . v_n) - exp(-t^2 / 2)|^2 exp(-t^2 / 2)
+
+    the test statistic of Epps and Pulley along random directions a_p, new ones in every step, by the trapezoid rule
+    over [0, 3]. LeJEPA multiplies it by the number of samples; here its weight does not depend on the batch.
+
+    Args:
+        directions: P.
+        knots: K.
+        over, expander, state_shape: see `Samples`.
+        seed: of the directions, the same on all processes.
+
+    Raises:
+        ValueError: as `Samples`, or if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        directions: int = 256,
+        knots: int = 17,
+        over: str = "batch_time",
+        expander: nn.Module | None = None,
+        state_shape: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if directions < 1 or knots < 2:
+            raise ValueError(f"directions={directions} and knots={knots}: give at least 1 and 2")
+        self.samples = Samples(over, expander, state_shape)
+        self.directions, self.knots, self.seed = directions, knots, seed
+        self.register_buffer("drawn", torch.tensor(0))  # in checkpoints, so that a resumed run draws what comes next
+        self.drawn: Tensor
+
+    def forward(self, batch: Encoded) -> dict[str, Tensor]:
+        """The term "gaussian" of its states.
+
+        Raises:
+            ValueError: if there are fewer than two samples.
+        """
+        v = self.samples(batch.states)
+        if v.shape[1] < 2:
+            raise ValueError(
+                f"SIGReg compares the distribution of {v.shape[1]} sample(s) with a Gaussian: it needs at least 2, and "
+                f"means something with many more; raise data.batch_size, or take them over another axis"
+            )
+        with torch.autocast(v.device.type, enabled=False):
+            v = precise(v)
+            a = self._directions(v)
+            t = torch.linspace(0, 3, self.knots, dtype=v.dtype, device=v.device)
+            gauss = (-t.square() / 2).exp()
+            along = (v @ a)[..., None] * t  # [G, N, P, K]
+            sums = torch.stack([along.cos().sum(1), along.sin().sum(1)])
+            count = v.new_tensor(float(v.shape[1]))
+            if self.samples.joint:
+                sums, count = everywhere(sums), everywhere(count)
+            real, imaginary = sums / count
+            distance = (real - gauss).square() + imaginary.square()
+            return {"gaussian": torch.trapezoid(distance * gauss, t).mean()}
+
+    def _directions(self, like: Tensor) -> Tensor:
+        """Unit vectors [D, P]."""
+        if self.training:
+            self.drawn += 1
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.drawn))
+        a = torch.randn(like.shape[-1], self.directions, generator=generator).to(like)
+        return a / a.norm(dim=0)

@@ -1,0 +1,89 @@
+"""A latent variable of real numbers, inferred by descending the energy from several starts.
+
+Legend: N transitions, Z latent, D state, A action, S starts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_jepa.world_model.latent.gaussian import GaussianPrior
+from lightning_jepa.world_model.latent.inference import Inferred, Predict, descend, distance
+
+
+class ContinuousLatent(nn.Module):
+    """z of Z real numbers; R(z) = strength |z|^2.
+
+    What limits its information is that it has few numbers (paper section 4.4, Fig. 12): with as many as the state and
+    no R(z), any future has an energy of zero, and the energy collapses.
+
+    Args:
+        size: Z.
+        state_size: D.
+        action_size: A.
+        strength: of R(z), in the unit of D; 0 for none.
+        starts: S, from which z is inferred: 0, then random ones.
+        steps: of each descent.
+        rate: of each step.
+        spread: standard deviation of random starts.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        state_size: int,
+        action_size: int,
+        strength: float = 0.0,
+        starts: int = 4,
+        steps: int = 20,
+        rate: float = 0.2,
+        spread: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if min(size, starts, steps) < 1 or strength < 0 or not rate > 0 or not spread > 0:
+            raise ValueError(
+                f"size={size}, starts={starts}, steps={steps}, strength={strength}, rate={rate}, spread={spread}: give "
+                f"counts of at least 1, a strength of at least 0, a rate and a spread above 0"
+            )
+        self.size = self.noise = size
+        self.strength, self.starts, self.steps, self.rate, self.spread = strength, starts, steps, rate, spread
+        self.prior = GaussianPrior(size, state_size, action_size)
+
+    def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
+        """By descent from several starts, the best of which counts."""
+        count, aim = len(s), s_y.detach()
+        rows = torch.arange(count, device=s.device).repeat(self.starts)
+
+        def energy(z: Tensor) -> Tensor:
+            return distance(aim[rows], predict(rows, z)) + self.regulariser(z)
+
+        first = torch.randn(self.starts, count, self.size, device=s.device, dtype=s.dtype) * self.spread
+        first[0] = 0
+        found = descend(energy, first.flatten(0, 1), self.steps, self.rate)
+        with torch.no_grad():
+            best = energy(found).view(self.starts, count).argmin(0)
+        z = found.view(self.starts, count, self.size)[best, torch.arange(count, device=s.device)]
+        predicted = predict(rows[:count], z)
+        error = distance(s_y, predicted)
+        return Inferred(z, predicted, error, self.regulariser(z), error, {"prior": self.prior.surprise(z, s, a)})
+
+    def regulariser(self, z: Tensor) -> Tensor:
+        """R(z), [M, Z] -> [M]."""
+        return self.strength * z.square().sum(-1)
+
+    def draw(self, s: Tensor, a: Tensor, uniform: Tensor) -> Tensor:
+        """Z at quantiles [N, Z] of the prior."""
+        return self.prior.draw(s, a, uniform)
+
+    def outcomes(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """A few z, spread evenly over the prior: [N, M, Z] and [N, M]."""
+        return self.prior.outcomes(s, a)
+
+    def likeliest(self, s: Tensor, a: Tensor) -> Tensor:
+        """The prior's mean, [N, D], [N, A] -> [N, Z]."""
+        mean: Tensor = self.prior(s, a)[0]
+        return mean

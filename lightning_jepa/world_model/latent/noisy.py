@@ -1,0 +1,89 @@
+"""A noisy latent variable: a network guesses z, and noise limits what the guess can tell (paper section 4.4, Fig. 12d).
+
+Legend: N transitions, Z latent, D state, A action.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_jepa.layers import mlp
+from lightning_jepa.world_model.latent.gaussian import GaussianPrior
+from lightning_jepa.world_model.latent.inference import Inferred, Predict, descend, distance
+
+
+class NoisyLatent(nn.Module):
+    """Amortised inference z ~ q(z | s_x, a, s_y) = N(mean, std^2), with R = strength KL(q | p(z | s, a)).
+
+    The regulariser bounds the information of z in nats, as in a variational autoencoder. In training z is drawn; when
+    an energy is asked for, it is the mean, refined by descent of D + strength (-log p(z | s, a)), up to a constant.
+
+    Args:
+        size: Z.
+        state_size: D.
+        action_size: A.
+        strength: of R, in the unit of D for each nat.
+        refinement: steps of descent after the guess, where an energy is asked for.
+        rate: of each step.
+        hidden: width of the guessing network.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        state_size: int,
+        action_size: int,
+        strength: float = 0.001,
+        refinement: int = 5,
+        rate: float = 0.1,
+        hidden: int = 128,
+    ) -> None:
+        super().__init__()
+        if size < 1 or refinement < 0 or not strength > 0 or not rate > 0:
+            raise ValueError(
+                f"size={size}, refinement={refinement}, strength={strength}, rate={rate}: give a size of at least 1, "
+                f"refinement of at least 0, a strength and a rate above 0"
+            )
+        self.size = self.noise = size
+        self.strength, self.refinement, self.rate = strength, refinement, rate
+        self.prior = GaussianPrior(size, state_size, action_size)
+        self.guess = mlp(2 * state_size + action_size, hidden, 2 * size, 1)
+
+    def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
+        """By a guess: drawn in training, refined otherwise."""
+        rows = torch.arange(len(s), device=s.device)
+        mean, log_std = self.guess(torch.cat([s, a, s_y], -1)).chunk(2, -1)
+        std = log_std.clamp(-5, 3).exp()
+        expected, spread = self.prior(s, a)
+        divergence = (spread / std).log() + (std.square() + (mean - expected).square()) / (2 * spread.square()) - 0.5
+        information = self.strength * divergence.sum(-1)
+        if self.training:
+            z = mean + std * torch.randn_like(std)
+        else:
+            aim, middle, width = s_y.detach(), expected.detach(), spread.detach()
+
+            def energy(z: Tensor) -> Tensor:
+                unlikely = ((z - middle) / width).square().sum(-1) / 2
+                return distance(aim, predict(rows, z)) + self.strength * unlikely
+
+            z = descend(energy, mean, self.refinement, self.rate)
+        predicted = predict(rows, z)
+        error = distance(s_y, predicted)
+        return Inferred(z.detach(), predicted, error, information, error, {"information": information})
+
+    def draw(self, s: Tensor, a: Tensor, uniform: Tensor) -> Tensor:
+        """Z at quantiles [N, Z] of the prior."""
+        return self.prior.draw(s, a, uniform)
+
+    def outcomes(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """A few z, spread evenly over the prior: [N, M, Z] and [N, M]."""
+        return self.prior.outcomes(s, a)
+
+    def likeliest(self, s: Tensor, a: Tensor) -> Tensor:
+        """The prior's mean, [N, D], [N, A] -> [N, Z]."""
+        mean: Tensor = self.prior(s, a)[0]
+        return mean

@@ -1,0 +1,294 @@
+"""The latent variable: F(x, y) = min over z of D(s_y, Pred(s_x, a, z)) + R(z), and what is drawn from p(z | s, a)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_jepa.actor.planners.cem import CEM
+from lightning_jepa.actor.planners.gradient import Gradient
+from lightning_jepa.actor.planners.scenarios import ScenarioPlanner
+from lightning_jepa.types import Modulation
+from lightning_jepa.world_model.jepa import JEPA
+from lightning_jepa.world_model.latent.continuous import ContinuousLatent
+from lightning_jepa.world_model.latent.discrete import DiscreteLatent
+from lightning_jepa.world_model.latent.inference import distance
+from lightning_jepa.world_model.latent.noisy import NoisyLatent
+from lightning_jepa.world_model.latent.sparse import SparseLatent
+from lightning_jepa.world_model.latent_jepa import LatentJEPA
+from lightning_jepa.world_model.residual import ResidualPredictor
+from lightning_jepa.world_model.transformer import TransformerPredictor
+
+D, A = 3, 2
+KINDS: dict[str, Callable[[], Any]] = {
+    "discrete": lambda: DiscreteLatent(4, D, A, strength=0.1),
+    "continuous": lambda: ContinuousLatent(2, D, A, strength=0.1),
+    "sparse": lambda: SparseLatent(5, D, A),
+    "noisy": lambda: NoisyLatent(2, D, A),
+}
+
+
+class Identity(nn.Module):
+    """States are what is seen."""
+
+    state_size = D
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return observations
+
+
+class Shift(nn.Module):
+    """s[t+1] = s[t] + W z[t], whatever is done."""
+
+    history, state_size = 1, D
+
+    def __init__(self, effect: Tensor) -> None:
+        super().__init__()
+        self.effect = nn.Parameter(effect)
+        self.action_size = A + len(effect)
+
+    def forward(self, s: Tensor, a: Tensor) -> Tensor:
+        return s + a[..., A:] @ self.effect
+
+
+def world_model(latent: Any, predictor: Any = None) -> LatentJEPA:
+    return LatentJEPA(latent, Identity(), predictor or Shift(torch.randn(latent.size, D)))
+
+
+def transitions(count: int = 7, steps: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(count, D), torch.randn(count, steps, A), torch.randn(count, steps, D)
+
+
+def test_discrete_energy_is_the_minimum_over_all_codes() -> None:
+    """F(x, y) = min_k |s_y - Pred(s_x, a, k)|^2 / D - strength log p(k | s, a)."""
+    torch.manual_seed(0)
+    latent = DiscreteLatent(4, D, A, strength=0.3)
+    jepa = world_model(latent)
+    s, a, s_y = transitions()
+    log_prior = latent.logits(s, a[:, 0]).log_softmax(-1)
+    every = torch.stack([distance(s_y[:, 0], s + row) for row in jepa.predictor.effect], 1) - 0.3 * log_prior
+    found = jepa.complete(s, a, s_y)
+    torch.testing.assert_close(found.energy, every.amin(1))
+    torch.testing.assert_close(jepa.energy(s, a, s_y), every.amin(1))
+    assert torch.equal(found.z[:, 0].argmax(1), every.argmin(1))
+    torch.testing.assert_close(found.terms["prior"][:, 0], -log_prior.gather(1, every.argmin(1, keepdim=True))[:, 0])
+
+
+def test_relaxed_winner_takes_all() -> None:
+    """loss = (1 - relaxation) min_k D_k + relaxation mean_k D_k, so that every code learns."""
+    jepa = world_model(DiscreteLatent(4, D, A, relaxation=0.2))
+    s, a, s_y = transitions()
+    every = torch.stack([distance(s_y[:, 0], s + row) for row in jepa.predictor.effect], 1)
+    loss = jepa.complete(s, a, s_y).loss[:, 0]
+    torch.testing.assert_close(loss, 0.8 * every.amin(1) + 0.2 * every.mean(1))
+    loss.sum().backward()
+    assert (jepa.predictor.effect.grad.abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_z_is_inferred_and_not_learned(kind: str) -> None:
+    """Weights get the gradient of E at the z that was found, which is a constant."""
+    torch.manual_seed(0)
+    jepa = world_model(KINDS[kind]())
+    s, a, s_y = transitions()
+    found = jepa.complete(s, a, s_y)
+    assert not found.z.requires_grad
+    sum(term.sum() for term in (found.loss, *found.terms.values())).backward()
+    assert all(weight.grad is not None for weight in jepa.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_latent_variable_explains_what_no_single_prediction_does(kind: str) -> None:
+    """Two futures of the same state: the energy of both is lower than that of their mean's prediction."""
+    torch.manual_seed(0)
+    latent = KINDS[kind]()
+    jepa = world_model(latent, ResidualPredictor(D, A + latent.size, 32))
+    nn.init.normal_(jepa.predictor.change[-1].weight, std=0.1)  # at zero all z are alike
+    optimizer = torch.optim.Adam(jepa.parameters(), 1e-2)
+    s, a = torch.zeros(64, D), torch.zeros(64, 1, A)
+    s_y = torch.where(torch.arange(64)[:, None, None] % 2 == 0, 1.0, -1.0).expand(-1, -1, D)
+    for _ in range(300):
+        found = jepa.complete(s, a, s_y)
+        optimizer.zero_grad()
+        sum(term.mean() for term in (found.loss, *found.terms.values())).backward()
+        optimizer.step()
+    jepa.eval()
+    assert jepa.complete(s, a, s_y).distance.mean() < 0.25  # 1 is that of the best single prediction
+
+
+def test_discrete_futures_are_drawn_by_their_frequency() -> None:
+    """p(z | s, a) is learned from the codes that were found; draws are its quantiles."""
+    torch.manual_seed(0)
+    latent = DiscreteLatent(3, D, A)
+    jepa = world_model(latent, ResidualPredictor(D, A + 3, 32))
+    nn.init.normal_(jepa.predictor.change[-1].weight, std=0.1)
+    optimizer = torch.optim.Adam(jepa.parameters(), 1e-2)
+    s, a = torch.zeros(100, D), torch.zeros(100, 1, A)
+    s_y = torch.where(torch.arange(100)[:, None, None] < 80, 1.0, -1.0).expand(-1, -1, D)
+    for _ in range(300):
+        found = jepa.complete(s, a, s_y)
+        optimizer.zero_grad()
+        (found.loss.mean() + found.terms["prior"].mean()).backward()
+        optimizer.step()
+    uniform = ((torch.arange(200) + 0.5) / 200)[:, None, None]
+    drawn = jepa.scenarios(s[:1], a[:1, None], uniform)[0, 0, :, 0]
+    assert ((drawn > 0.5).all(1).float().mean() - 0.8).abs() < 0.05
+    assert ((drawn < -0.5).all(1).float().mean() - 0.2).abs() < 0.05
+
+
+def test_as_many_numbers_as_the_state_and_no_regulariser_collapse_the_energy() -> None:
+    """Then any future has an energy of about zero (paper section 4.4, Fig. 12)."""
+    torch.manual_seed(0)
+    s, a, s_y = transitions(20)
+    free = world_model(ContinuousLatent(D, D, A, steps=200), Shift(torch.eye(D)))
+    bound = world_model(ContinuousLatent(1, D, A, steps=200), Shift(torch.eye(1, D)))
+    assert free.energy(s, a, s_y).max() < 1e-3
+    assert bound.energy(s, a, s_y).mean() > 0.5
+
+
+def test_sparse_codes_have_zeros() -> None:
+    """FISTA reaches the minimum of |s_y - s - z|^2 / D + strength |z|_1: soft thresholding."""
+    torch.manual_seed(0)
+    latent = SparseLatent(D, D, A, strength=0.2, steps=100, rate=0.5)
+    s, a, s_y = transitions(30)
+    s_y = 0.5 * s_y + s[:, None]
+    z = world_model(latent, Shift(torch.eye(D))).complete(s, a, s_y).z[:, 0]
+    wanted = (s_y[:, 0] - s).sign() * ((s_y[:, 0] - s).abs() - 0.2 * D / 2).clamp_min(0)
+    torch.testing.assert_close(z, wanted.clamp(-1, 1), atol=1e-3, rtol=0)
+    assert (z == 0).any()
+
+
+def test_noise_limits_information() -> None:
+    """R = strength KL(q | p), which is 0 where the guess is the prior."""
+    latent = NoisyLatent(2, D, A, strength=0.5)
+    for network in (latent.guess, latent.prior.network):
+        for weight in network[-1].parameters():
+            nn.init.zeros_(weight)
+    s, a, s_y = transitions()
+    found = world_model(latent).complete(s, a, s_y)
+    assert found.regulariser.abs().max() < 1e-6
+    nn.init.constant_(latent.guess[-1].bias, 1.0)
+    nats = torch.distributions.kl_divergence(
+        torch.distributions.Normal(torch.ones(2), torch.e * torch.ones(2)),
+        torch.distributions.Normal(torch.zeros(2), torch.ones(2)),
+    ).sum()
+    torch.testing.assert_close(world_model(latent).complete(s, a, s_y).regulariser[0, 0], 0.5 * nats)
+
+
+def test_a_history_is_explained_before_what_follows_is_imagined() -> None:
+    """With memory, the z of what was seen are part of the predictor's input, each inferred from the next state."""
+    torch.manual_seed(0)
+    latent = DiscreteLatent(3, D, A)
+    jepa = world_model(latent, TransformerPredictor(D, A + 3, history=3, width=16, heads=2))
+    nn.init.normal_(jepa.predictor.change.weight)
+    seen, actions = torch.randn(2, 3, D), torch.randn(2, 6, A)
+    assert jepa.predict(seen, actions).shape == (2, 4, D)
+    s_y = torch.randn(2, 4, D)
+    found = jepa.complete(seen, actions, s_y)
+    assert found.z.shape == (2, 4, 3)
+    first = jepa.complete(seen[:, :1], actions[:, :1], seen[:, 1:2]).z[:, 0]
+    assert torch.equal(jepa._controls(seen, actions[:, :2])[:, 0, A:], first)
+
+
+def test_scenarios_share_their_luck() -> None:
+    """The same numbers, the same future: two equal candidates can't differ, and of another one only by what it does."""
+    torch.manual_seed(0)
+    jepa = world_model(DiscreteLatent(4, D, A))
+    s = torch.randn(2, D)
+    actions = torch.randn(2, 1, 5, A).expand(-1, 3, -1, -1)
+    states = jepa.scenarios(s, actions, torch.rand(6, 5, 1))
+    assert states.shape == (2, 3, 6, 5, D)
+    assert torch.equal(states[:, 0], states[:, 2])
+    assert states[:, 0].std(1).max() > 0.1
+
+
+def test_without_a_latent_variable_all_scenarios_are_alike() -> None:
+    jepa = JEPA(Identity(), ResidualPredictor(D, A))
+    s, actions = torch.randn(2, D), torch.randn(2, 3, 4, A)
+    states = jepa.scenarios(s, actions, torch.rand(5, 4, jepa.noise))
+    for m in range(5):
+        assert torch.equal(states[:, :, m], jepa.rollout(s, actions))
+    energy = jepa.energy(s, actions[:, 0], states[:, 0, 0])
+    torch.testing.assert_close(energy, torch.zeros(2))
+
+
+class Gamble:
+    """A world model of one number: actions above 0 gamble (0 or 2 by chance), others are safe (1.2)."""
+
+    noise = 1
+
+    def scenarios(self, s: Tensor, actions: Tensor, uniform: Tensor) -> Tensor:
+        outcome = torch.where(uniform[:, :, 0] < 0.5, 0.0, 2.0)  # [M, H]
+        gambles = (actions[..., :1] > 0)[:, :, None]
+        return torch.where(gambles, outcome[..., None], 1.2)
+
+
+def squares(states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+    return states[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gambles"),
+    [({}, True), ({"kappa": 1.0}, False), ({"tail": 0.25}, False), ({"tail": 1 / 64}, False), ({"kappa": 0.1}, True)],
+)
+def test_how_much_risk_is_taken(arguments: dict[str, float], gambles: bool) -> None:
+    """The mean of a gamble (1) is below what is safe (1.2), its worst case (2) and mean + deviation are not."""
+    cem = CEM(samples=16, iterations=2, elites=4, horizon=1, action_size=1, action_bound=1.0)
+    planner = ScenarioPlanner(cem, 64, **arguments)
+    s, modulation = torch.zeros(2, 1), Modulation(torch.zeros(2, 1))
+    plan = planner.plan(s, Gamble(), squares, modulation, generator=torch.Generator().manual_seed(0))
+    assert ((plan.actions > 0).all() if gambles else (plan.actions <= 0).all()).item()
+    assert plan.evaluations == 64 * 16 * 2
+    assert plan.states.shape == (2, 1, 1)
+
+
+def test_judged_by_the_worst_share_and_the_deviation() -> None:
+    """mean of the worst `tail` + kappa std."""
+    totals = torch.tensor([[4.0, 1.0, 3.0, 0.0]])
+    judge = {"mean": ScenarioPlanner(None, 4), "cvar": ScenarioPlanner(None, 4, tail=0.5)}  # type: ignore[arg-type]
+    assert judge["mean"].judged(totals).item() == 2
+    assert judge["cvar"].judged(totals).item() == 3.5
+    risky = ScenarioPlanner(None, 4, kappa=2.0).judged(totals)  # type: ignore[arg-type]
+    torch.testing.assert_close(risky, 2 + 2 * totals.std(-1))
+
+
+def test_gradients_pass_through_scenarios() -> None:
+    torch.manual_seed(0)
+    planner = Gradient(restarts=2, iterations=30, horizon=2, action_size=A, action_bound=1.0, step_size=0.1, spread=0.5)
+    jepa = world_model(DiscreteLatent(2, D, A), ResidualPredictor(D, A + 2, 16))
+    nn.init.normal_(jepa.predictor.change[-1].weight)
+    modulation = Modulation(torch.zeros(1, D))
+    costs = [
+        ScenarioPlanner(chosen, 8)
+        .plan(torch.zeros(1, D), jepa, lambda s, a, m: s.square().sum(-1), modulation, generator=torch.Generator())
+        .cost
+        for chosen in (planner, CEM(1, 1, 1, horizon=2, action_size=A, action_bound=1.0))
+    ]
+    assert costs[0] <= costs[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DiscreteLatent(1, D, A), "at least 2 codes"),
+        (lambda: DiscreteLatent(4, D, A, relaxation=1.0), "relaxation"),
+        (lambda: ContinuousLatent(0, D, A), "at least 1"),
+        (lambda: SparseLatent(4, D, A, strength=0.0), "above 0"),
+        (lambda: NoisyLatent(2, D, A, refinement=-1), "refinement"),
+        (lambda: world_model(DiscreteLatent(4, D, A), ResidualPredictor(D, 4)), "world's action size"),
+        (lambda: ScenarioPlanner(None, 0), "scenarios"),  # type: ignore[arg-type]
+        (lambda: ScenarioPlanner(None, 4, tail=0.0), "tail"),  # type: ignore[arg-type]
+        (lambda: ScenarioPlanner(None, 1, kappa=1.0), "two scenarios"),  # type: ignore[arg-type]
+        (
+            lambda: world_model(DiscreteLatent(4, D, A, memory_gb=1e-9)).complete(*transitions()),
+            "trying 4 codes for 7 transitions .* lower latent.codes",
+        ),
+    ],
+)
+def test_what_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
