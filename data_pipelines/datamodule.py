@@ -72,10 +72,10 @@ class EpisodeData(L.LightningDataModule):
         super().__init__()
         self.root, self.seed, self.store = str(root), seed, store
         self.levels = [Level(int(level["length"]), int(level["stride"])) for level in levels]
-        if not self.levels or min(min(level.length - 1, level.stride) for level in self.levels) < 1:
+        if not self.levels or min(min(level.length, level.stride) for level in self.levels) < 1:
             raise ValueError(
                 f"levels={[level._asdict() for level in self.levels]}: "
-                "give at least one, of length >= 2 and stride >= 1"
+                "give at least one, of length >= 1 and stride >= 1"
             )
         least = {"batch_size": 1, "steps_per_epoch": 1, "val_windows_per_episode": 1, "workers": 0, "block_shards": 1}
         given = (batch_size, steps_per_epoch, val_windows_per_episode, workers, block_shards)

@@ -94,6 +94,25 @@ def pack_source(
     return manifests
 
 
+class SourceCollection:
+    """A source as the first stage of a pipeline: what a `Collection` is to a world.
+
+    Args:
+        source, encoding, episodes_per_shard, workers: see `pack_source`.
+        root: folder of the data set.
+    """
+
+    def __init__(
+        self, source: Source, root: str, encoding: str = "raw", episodes_per_shard: int = 100, workers: int = 0
+    ) -> None:
+        self.source, self.root = source, Path(root)
+        self.encoding, self.episodes_per_shard, self.workers = encoding, episodes_per_shard, workers
+
+    def run(self) -> dict[str, Manifest]:
+        """Make all shards that are not there yet; one manifest for each split. Raises as `pack_source`."""
+        return pack_source(self.source, self.root, self.encoding, self.episodes_per_shard, self.workers)
+
+
 def _make(source: Source, folder: Path, encoding: str, each: int, number: int) -> Packed:
     split = folder.name
     numbers = range(number * each, min((number + 1) * each, source.count(split)))

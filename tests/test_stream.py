@@ -278,8 +278,8 @@ def test_a_window_longer_than_an_episode_is_found_in_setup(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": []}, "at least one, of length >= 2"),
-        ({"levels": [{"length": 1, "stride": 1}]}, "length >= 2"),
+        ({"levels": []}, "at least one, of length >= 1"),
+        ({"levels": [{"length": 0, "stride": 1}]}, "length >= 1"),
         ({"levels": [{"length": 3, "stride": 0}]}, "stride >= 1"),
         ({"batch_size": 0}, "batch_size=0: give at least 1"),
         ({"steps_per_epoch": 0}, "steps_per_epoch=0"),

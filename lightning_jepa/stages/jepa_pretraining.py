@@ -42,6 +42,7 @@ class JEPAPretraining(L.LightningModule):
             none: distances of states.
         target: what makes a second branch of the encoder, which gets no gradient; none for one encoder.
         context: states that a prediction starts from.
+        views: makes pairs of pictures of the first level's windows of one; none for windows as they are.
 
     Raises:
         ValueError: with the first batch, if the weights do not match the terms or the batch's levels do not fit.
@@ -61,9 +62,10 @@ class JEPAPretraining(L.LightningModule):
         geometry: nn.Module | None = None,
         target: Callable[[nn.Module], SlowEncoder] | None = None,
         context: int = 1,
+        views: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.jepa, self.geometry = jepa, geometry
+        self.jepa, self.geometry, self.views = jepa, geometry, views
         self.target = None if target is None else target(self._encoder)
         self.criteria = nn.ModuleDict(dict(criteria))
         self.weights, self.optimizer = dict(weights), optimizer
@@ -123,6 +125,10 @@ class JEPAPretraining(L.LightningModule):
         predicted, energies = self.jepa.predictions(states, actions, encoded, self.horizon, self.every, self.context)
         s_y, y = (following(sequence, self.horizon, self.every, self.context) for sequence in (encoded, observations))
         return Encoded(seen, actions / self.jepa.action_scale, predicted[..., external], s_y, y), energies
+
+    def on_after_batch_transfer(self, batch: tuple[Window, ...], dataloader_idx: int) -> tuple[Window, ...]:
+        """Views are made where the model is."""
+        return batch if self.views is None else (self.views(batch[0]), *batch[1:])
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """The weighted sum of all terms."""
