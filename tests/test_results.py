@@ -127,6 +127,25 @@ def test_seeds_are_pooled(tmp_path):
     assert merge(paths[:1], tmp_path / "one.json") == parts[0]
 
 
+def test_seeds_measured_apart_are_joined_as_if_together(tmp_path, monkeypatch, capsys):
+    """Joining [0, 1] with 2 is joining 0, 1 and 2."""
+    parts = [made(seed, 90 + 3 * seed, 1.0 + seed) for seed in range(3)]
+    files = [tmp_path / f"seed_{seed}.json" for seed in range(3)]
+    for part, file in zip(parts, files, strict=True):
+        save(part, file)
+    together = merge(files, tmp_path / "together.json")
+    merge(files[:2], tmp_path / "first.json")
+    given = [str(tmp_path / "first.json"), str(files[2]), "--to", str(tmp_path / "apart.json")]
+    monkeypatch.setattr("sys.argv", ["results", *given])
+    results.main()
+    assert load(tmp_path / "apart.json") == together
+    assert "seeds [0, 1, 2]" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["results", str(files[0]), str(files[0]), "--to", str(tmp_path / "twice.json")])
+    with pytest.raises(SystemExit, match="1"):
+        results.main()
+    assert "a seed is there twice" in capsys.readouterr().err
+
+
 def test_seeds_that_do_not_belong_together_are_refused(tmp_path):
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
 

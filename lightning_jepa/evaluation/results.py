@@ -1,11 +1,15 @@
 """The results file: one JSON for each experiment, machine-written; a number that is not in one does not exist.
 
+`python -m lightning_jepa.evaluation.results A.json B.json --to results/two_rooms.json` joins seeds that were measured
+apart.
+
 A figure is a proportion (it carries its successes; seeds are pooled, Wilson interval) or a mean (Student's t interval:
 over seeds where there are several, else over the n windows, layouts or episodes of the one seed).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -106,7 +110,7 @@ def load(path: Path) -> Results:
 
 
 def merge(paths: Sequence[Path], destination: Path) -> Results:
-    """Join the files of single seeds into the one of the experiment, and write it.
+    """Join the files of seeds, single ones or some that were joined before, into one, and write it.
 
     Proportions are pooled over seeds (Wilson interval on all trials); other figures become the mean over seeds with its
     t interval. Sections and keys must agree.
@@ -124,12 +128,12 @@ def merge(paths: Sequence[Path], destination: Path) -> Results:
         for path, part in zip(paths, parts, strict=True):
             if getattr(part, name) != getattr(first, name):
                 raise ValueError(f"{path} and {paths[0]} differ in {name}: evaluate both seeds with the same settings")
-    commits = sorted({part.git for part in parts})
+    commits = sorted({commit for part in parts for commit in part.git.split()})
     merged = Results(
         experiment=first.experiment,
         date=max(part.date for part in parts),
         git=" ".join(commits),
-        machine="; ".join(sorted({part.machine for part in parts})),
+        machine="; ".join(sorted({machine for part in parts for machine in part.machine.split("; ")})),
         seeds=seeds,
         protocol=first.protocol,
         metrics=_join([part.metrics for part in parts]),
@@ -142,7 +146,10 @@ def merge(paths: Sequence[Path], destination: Path) -> Results:
             }
             for table in _same([part.tables for part in parts])
         },
-        cost={k: math.fsum(part.cost[k] for part in parts) / len(parts) for k in _same([p.cost for p in parts])},
+        cost={
+            k: math.fsum(part.cost[k] * len(part.seeds) for part in parts) / len(seeds)
+            for k in _same([p.cost for p in parts])
+        },
         targets=first.targets,
     )
     save(merged, destination)
@@ -201,7 +208,7 @@ def _join(rows: Sequence[Rows]) -> Rows:
 def _pool(figures: Sequence[Figure]) -> Figure:
     if len(figures) == 1:
         return figures[0]
-    by_seed = [figure.value for figure in figures]
+    by_seed = [value for figure in figures for value in (figure.by_seed or [figure.value])]
     counts = [figure.successes for figure in figures if figure.successes is not None]
     if len(counts) not in (0, len(figures)):
         raise ValueError("a figure is a proportion in one seed's file and a mean in another's: evaluate both again")
@@ -210,7 +217,7 @@ def _pool(figures: Sequence[Figure]) -> Figure:
         low, high = wilson(sum(counts), n)
         return Figure(sum(counts) / n, low, high, n, sum(counts), by_seed)
     value, low, high = mean_interval(by_seed)
-    return Figure(value, low, high, len(figures), None, by_seed)
+    return Figure(value, low, high, len(by_seed), None, by_seed)
 
 
 def _same(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -237,3 +244,22 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None and item != []}
     return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_jepa.evaluation.results", description="Join results files of different seeds."
+    )
+    parser.add_argument("files", type=Path, nargs="+", help="of single seeds (evaluate_seed_N/seed_N.json), or joined")
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the file to write")
+    given = parser.parse_args()
+    try:
+        merged = merge(given.files, given.to)
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{given.to}: seeds {merged.seeds}")
+
+
+if __name__ == "__main__":
+    main()
