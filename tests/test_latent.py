@@ -279,7 +279,7 @@ def test_gradients_pass_through_scenarios() -> None:
         (lambda: ContinuousLatent(0, D, A), "at least 1"),
         (lambda: SparseLatent(4, D, A, strength=0.0), "above 0"),
         (lambda: NoisyLatent(2, D, A, refinement=-1), "refinement"),
-        (lambda: world_model(DiscreteLatent(4, D, A), ResidualPredictor(D, 4)), "world's action size"),
+        (lambda: world_model(DiscreteLatent(4, D, A), ResidualPredictor(D, 3)), "world's action size"),
         (lambda: ScenarioPlanner(None, 0), "scenarios"),  # type: ignore[arg-type]
         (lambda: ScenarioPlanner(None, 4, tail=0.0), "tail"),  # type: ignore[arg-type]
         (lambda: ScenarioPlanner(None, 1, kappa=1.0), "two scenarios"),  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,15 @@ from data_pipelines.schema import Episode, Manifest, episode_of
 from data_pipelines.source import add_options, chance_of, pack_given
 
 HELD_OUT = 5  # every fifth of the library's pictures is for validation alone
+
+
+class Clips(NamedTuple):
+    """N clips: what was seen, what followed, and what did not."""
+
+    seen: NDArray[np.uint8]  # [N, context, 1, side, side]
+    true: NDArray[np.uint8]  # [N, horizon, 1, side, side]
+    wrong: dict[str, NDArray[np.uint8]]  # other_clip, time_reversal, teleport, identity_swap: the same shape
+    centres: NDArray[np.float32]  # [N, context + horizon, D, 2]: x and y in pixels
 
 
 class BouncingDigits:
@@ -79,17 +88,63 @@ class BouncingDigits:
 
     def episodes(self, split: str, numbers: range) -> Iterator[tuple[Episode, dict[str, Any]]]:
         """The episodes of these numbers."""
-        pictures, classes = _pictures(split)
         for number in numbers:
-            chance = chance_of(self.seed, split, number)
-            chosen = chance.integers(len(pictures), size=self.digits)
-            places, velocities = self._fly(chance)
-            sprites = pictures[chosen].repeat(self.zoom, -1).repeat(self.zoom, -2)
-            kinds = np.broadcast_to(classes[chosen], places.shape[:2])[..., None]
-            truth = np.concatenate([places + 4 * self.zoom - 0.5, velocities, kinds], -1).astype(np.float32)
+            sprites, places, velocities, classes = self._scene(chance_of(self.seed, split, number), split)
+            kinds = np.broadcast_to(classes, places.shape[:2])[..., None]
+            truth = np.concatenate([self._centre(places), velocities, kinds], -1).astype(np.float32)
             frames, seen = self._draw(sprites, places), truth.reshape(self.steps + 1, -1)
             meta = {"source": "bouncing digits", "stream": "passive observation", "seed": self.seed}
             yield episode_of(frames, truth=seen), meta
+
+    def clips(self, split: str, count: int, context: int, horizon: int) -> Clips:
+        """Clips of the first episodes, one of each, with continuations that did not happen.
+
+        Args:
+            split: of the data.
+            count: episodes.
+            context: frames that are known.
+            horizon: frames that follow.
+
+        Raises:
+            ValueError: if episodes are too short, or there is one digit alone, which nothing can be exchanged with.
+        """
+        if self.digits < 2 or max(context, horizon + 1) + horizon > self.steps + 1:
+            raise ValueError(
+                f"clips of {context} + {horizon} frames from episodes of {self.steps + 1} frames with {self.digits} "
+                f"digit(s): give two digits or more, and {max(context, horizon + 1) + horizon} frames"
+            )
+        room, found = self.side - 8 * self.zoom, list[tuple[NDArray[Any], ...]]()
+        for number in range(count):
+            chance = chance_of(self.seed, split, number)
+            sprites, places, _, _ = self._scene(chance, split, different=True)
+            now = int(chance.integers(max(context, horizon + 1), self.steps + 2 - horizon))
+            ahead, jump = places[now : now + horizon], chance.integers(1, max(2, horizon // 2))
+            away = chance.uniform(room / 3, room / 2, 2) * chance.choice([-1, 1], 2)
+            folded = (ahead[:, 0] + away) % (2 * room)  # borders mirror
+            elsewhere = ahead.copy()
+            elsewhere[jump:, 0] = np.where(folded > room, 2 * room - folded, folded)[jump:]
+            swapped = np.concatenate([self._draw(sprites, ahead[:jump]), self._draw(sprites[::-1], ahead[jump:])])
+            back = places[now - 1 - horizon : now - 1][::-1]
+            seen = self._draw(sprites, places[now - context : now])
+            drawn = [self._draw(sprites, part) for part in (ahead, back, elsewhere)]
+            found.append((seen, *drawn, swapped, self._centre(places[now - context : now + horizon])))
+        seen, true, reversal, teleport, swap, centres = (np.stack(part) for part in zip(*found, strict=True))
+        wrong = {"other_clip": np.roll(true, 1, 0), "time_reversal": reversal, "teleport": teleport}
+        return Clips(seen, true, {**wrong, "identity_swap": swap}, centres.astype(np.float32))
+
+    def _scene(
+        self, chance: np.random.Generator, split: str, different: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Sprites [D, h, h], corners and velocities [T + 1, D, 2], and classes [D], which may have to differ."""
+        pictures, classes = _pictures(split)
+        chosen = chance.integers(len(pictures), size=self.digits)
+        while different and len(set(classes[chosen])) < min(self.digits, 10):
+            chosen = chance.integers(len(pictures), size=self.digits)
+        places, velocities = self._fly(chance)
+        return pictures[chosen].repeat(self.zoom, -1).repeat(self.zoom, -2), places, velocities, classes[chosen]
+
+    def _centre(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
+        return places + 4 * self.zoom - 0.5
 
     def _fly(self, chance: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Upper left corners and velocities (x, y): [T + 1, D, 2] each."""

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from lightning_jepa.evaluation.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, sheet
 from lightning_jepa.evaluation.results import Rows
@@ -47,3 +50,29 @@ def risk_figure(path: Path, risks: Mapping[str, Rows]) -> None:
             axes.plot(chances, [row[name].value for row in risks.values()], "o-", color=colour, label=name)
         axes.set(xlabel="chance of a slip", ylabel="share that takes the safe way", ylim=(-0.03, 1.03))
         axes.legend(frameon=False)
+
+
+def completion_figure(path: Path, seen: NDArray[Any], true: NDArray[Any], nearest: NDArray[Any]) -> None:
+    """Clips as film strips, two for each: what was seen and followed, and below it what was predicted.
+
+    Args:
+        path: of the picture.
+        seen: uint8 [N, h, C, H, W].
+        true: uint8 [N, H, C, H, W].
+        nearest: the frames whose states are nearest to those predicted, [N, H, C, H, W].
+    """
+    known, following = seen.shape[1], true.shape[1]
+    with sheet(path, (1.0 * (known + following), 2.0 * len(seen)), 2 * len(seen), known + following) as (_, panels):
+        for axes in panels:
+            axes.axis("off")
+        for clip in range(len(seen)):
+            first = 2 * clip * (known + following)
+            second = first + known + following
+            for t in range(known):
+                panels[first + t].imshow(seen[clip, t, 0], cmap="gray", vmin=0, vmax=255)
+            for t in range(following):
+                panels[first + known + t].imshow(true[clip, t, 0], cmap="gray", vmin=0, vmax=255)
+                panels[second + known + t].imshow(nearest[clip, t, 0], cmap="gray", vmin=0, vmax=255)
+            panels[first].set_title("seen", loc="left", fontsize=8)
+            panels[first + known].set_title("what followed", loc="left", fontsize=8)
+            panels[second + known].set_title("predicted (nearest state of other clips)", loc="left", fontsize=8)

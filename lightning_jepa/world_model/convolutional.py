@@ -70,7 +70,9 @@ class ConvPredictor(nn.Module):
             times = torch.arange(s.shape[-2], device=s.device)
             before = [(times - back).clamp_min(0) for back in range(self.history)]
             looked_at = torch.cat([s.index_select(-2, index) for index in before], -1)
-        maps = looked_at.reshape(-1, *self.map_shape).contiguous(memory_format=torch.channels_last)
+        maps = looked_at.reshape(-1, self.history * self.map_shape[0], *self.map_shape[1:]).contiguous(
+            memory_format=torch.channels_last
+        )
         done = a.flatten(0, -2) if self.action_size else maps.new_ones(len(maps), 1)  # who only watches does nothing
         modulation = self.action(done)[:, :, None, None].chunk(2 * (1 + len(self.middle)), 1)
         # Channels side by side and ReLU in place: on CPU that is worth more than any trick with the convolutions.

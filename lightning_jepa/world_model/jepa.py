@@ -187,13 +187,16 @@ class JEPA(nn.Module):
         """Imagine S candidates in M scenarios each; without a latent variable all scenarios are alike.
 
         Args:
-            s: [B, D].
-            actions: [B, S, H, A].
+            s: one state [B, D], or the last h states [B, h, D].
+            actions: [B, S, h - 1 + H, A].
             uniform: what happens in each scenario and step, numbers in [0, 1), [M, H, U].
 
         Returns:
             [B, S, M, H, D].
         """
+        if s.dim() == 3:
+            states = self.predict(s.repeat_interleave(actions.shape[1], 0), actions.flatten(0, 1))
+            return states.unflatten(0, actions.shape[:2])[:, :, None].expand(-1, -1, len(uniform), -1, -1)
         return self.rollout(s, actions)[:, :, None].expand(-1, -1, len(uniform), -1, -1)
 
     def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

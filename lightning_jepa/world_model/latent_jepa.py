@@ -57,7 +57,7 @@ class LatentJEPA(JEPA):
         ego: EgoModel | None = None,
     ) -> None:
         super().__init__(encoder, predictor, action_scale, rollout_block, ego)
-        if predictor.action_size <= latent.size:
+        if predictor.action_size < latent.size:
             raise ValueError(
                 f"the predictor takes actions of {predictor.action_size} numbers, {latent.size} of them for z: set "
                 f"world_model.action_size to the world's action size + {latent.size}"
@@ -113,8 +113,8 @@ class LatentJEPA(JEPA):
 
     def scenarios(self, s: Tensor, actions: Tensor, uniform: Tensor) -> Tensor:
         """As `JEPA.scenarios`, z being drawn of p(z | s, a) by the same numbers for all candidates."""
-        episodes, candidates, horizon = actions.shape[:3]
-        count, scenarios = episodes * candidates, len(uniform)
+        episodes, candidates = actions.shape[:2]
+        count, (scenarios, horizon) = episodes * candidates, uniform.shape[:2]
         sequences = actions.flatten(0, 1).repeat_interleave(scenarios, 0)
         start = s.repeat_interleave(candidates * scenarios, 0)
         chance = uniform.to(s).repeat(count, 1, 1)

@@ -1,0 +1,261 @@
+"""The exam `bouncing_digits` of E3: which continuation of a video is plausible, and where things will be.
+
+Legend: N clips, h frames seen, H frames that follow, D digits, F side of the map of places, Q frames of a probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+from lightning_jepa.evaluation import provenance
+from lightning_jepa.evaluation.energy_figures import completion_figure
+from lightning_jepa.evaluation.results import Figure, Results, Rows, mean, save
+from lightning_jepa.protocols import EnergyModel
+
+BATCH = 64
+PLACES = 8  # along each side of the map of places
+
+
+class Clips(Protocol):
+    """See `data_pipelines.sources.digits.Clips`."""
+
+    seen: NDArray[Any]  # [N, h, C, H, W]
+    true: NDArray[Any]  # [N, H, C, H, W]
+    wrong: dict[str, NDArray[Any]]
+    centres: NDArray[Any]  # [N, h + H, D, 2]
+
+
+class Scenes(Protocol):
+    """Where clips come from."""
+
+    side: int
+
+    def clips(self, split: str, count: int, context: int, horizon: int) -> Clips:
+        """Of a split."""
+        ...
+
+
+class Explained(Protocol):
+    """A continuation as a model with a latent variable explains it."""
+
+    predicted: Tensor
+
+
+class Examinee(Protocol):
+    """A trained stage."""
+
+    jepa: Any  # an EnergyModel whose encoder has a `state_shape`
+
+    def to(self, device: torch.device) -> Any:
+        """Move all of it."""
+        ...
+
+    def eval(self) -> Any:
+        """Freeze what behaves differently in training."""
+        ...
+
+
+class CompletionExam:
+    """Ranks continuations by their energy and reads places from predicted states, for one seed.
+
+    Args:
+        scenes: clips with continuations that did and did not happen.
+        clips: N, of held-out digits.
+        context: h, frames seen.
+        horizon: H, frames that follow.
+        samples: futures drawn where the model has a latent variable.
+        probed: training clips that the readout of places is fitted to.
+        probe_steps: of its training.
+        targets, name, note: see `TwoRoomsExam`.
+    """
+
+    def __init__(
+        self,
+        *,
+        scenes: Scenes,
+        clips: int = 400,
+        context: int = 3,
+        horizon: int = 8,
+        samples: int = 16,
+        probed: int = 400,
+        probe_steps: int = 400,
+        targets: Mapping[str, Mapping[str, Any]] | None = None,
+        name: str = "bouncing_digits",
+        note: str | None = None,
+    ) -> None:
+        self.scenes, self.name = scenes, name
+        self.clips, self.context, self.horizon, self.samples = clips, context, horizon, samples
+        self.probed, self.probe_steps = probed, probe_steps
+        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
+        self.protocol = {
+            "clips": clips,
+            "seen": f"{context} frames, of digits never trained on; {horizon} follow",
+            "location map": f"average precision over {PLACES} x {PLACES} places, mean over the frames that follow",
+            "intervals": "95 %: Student's t over seeds",
+        } | ({} if note is None else {"note": note})
+
+    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+        """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
+        stage.to(torch.device("cpu"))
+        stage.eval()
+        jepa: Any = stage.jepa
+        torch.manual_seed(seed)
+        places = self._readout(jepa)
+        clips = self.scenes.clips("val", self.clips, self.context, self.horizon)
+        seen = self._states(jepa, clips.seen)
+        futures = {"true": clips.true, **clips.wrong}
+        states = {name: self._states(jepa, frames) for name, frames in futures.items()}
+        energies = {name: self._energy(jepa, seen, s_y) for name, s_y in states.items()}
+        truth = self._occupied(clips.centres)[:, self.context :]
+        predicted = self._predicted(jepa, seen)
+        maps: dict[str, Tensor] = {
+            "encoded": places(states["true"]),
+            "predicted": places(predicted),
+            "copy_last": places(seen[:, -1:].expand_as(states["true"])),
+            "constant_velocity": self._straight_on(clips.centres),
+        }
+        if jepa.noise:
+            maps["min_z"] = places(self._explained(jepa, seen, states["true"]))
+            maps["expected"] = self._expected(jepa, seen, places)
+        precision = {name: self._precision(found, truth) for name, found in maps.items()}
+        metrics: Rows = {f"auroc_{name}": _auroc(energies["true"], energies[name]) for name in clips.wrong}
+        metrics["location_map"] = mean([sum(precision["predicted"]) / self.horizon])
+        for name in ("predicted", "min_z"):
+            if name in precision:
+                metrics[f"location_ap_8_{name}"] = mean([precision[name][min(8, self.horizon) - 1]])
+        rows = {name: {f"{t + 1}": mean([value]) for t, value in enumerate(found)} for name, found in precision.items()}
+        results = Results(
+            experiment=self.name,
+            date=provenance.today(),
+            git=provenance.git_sha(),
+            machine=provenance.machine(),
+            seeds=[seed],
+            protocol=self.protocol,
+            metrics=metrics,
+            floors={f"location_map_{name}": mean([sum(precision[name]) / self.horizon]) for name in _FLOORS},
+            controls={"location_map": {"encoded": mean([sum(precision["encoded"]) / self.horizon])}},
+            tables={"location": rows},
+            cost=dict(training),
+            targets=self.targets,
+        )
+        save(results, out / f"seed_{seed}.json")
+        nearest = self._nearest(predicted[:3], states["true"], clips.true)
+        completion_figure(out / "figures" / "completion.png", clips.seen[:3], clips.true[:3], nearest)
+        return {key: figure.value for key, figure in metrics.items()}
+
+    @torch.no_grad()
+    def _states(self, jepa: EnergyModel, frames: NDArray[Any]) -> Tensor:
+        """[N, T, C, H, W] -> [N, T, D]."""
+        return torch.cat([jepa.encode(part).float() for part in torch.from_numpy(frames).split(BATCH)])
+
+    @torch.no_grad()
+    def _energy(self, jepa: EnergyModel, seen: Tensor, s_y: Tensor) -> Tensor:
+        """F of continuations [N, H, D]: [N]."""
+        parts = zip(seen.split(BATCH), s_y.split(BATCH), strict=True)
+        return torch.cat([jepa.energy(s, self._nothing(s), y) for s, y in parts])
+
+    @torch.no_grad()
+    def _predicted(self, jepa: Any, seen: Tensor) -> Tensor:
+        """[N, H, D]: the likeliest future."""
+        return torch.cat([jepa.predict(s, self._nothing(s)) for s in seen.split(BATCH)])
+
+    @torch.no_grad()
+    def _explained(self, jepa: Any, seen: Tensor, s_y: Tensor) -> Tensor:
+        """[N, H, D]: what the best z makes of it."""
+        parts = zip(seen.split(BATCH), s_y.split(BATCH), strict=True)
+        return torch.cat([jepa.complete(s, self._nothing(s), y).predicted for s, y in parts])
+
+    @torch.no_grad()
+    def _expected(self, jepa: Any, seen: Tensor, places: nn.Module) -> Tensor:
+        """The mean map over futures drawn from the prior: what is to be expected, whatever happens."""
+        found = []
+        for s in seen.split(BATCH):
+            chance = torch.rand(self.samples, self.horizon, jepa.noise)
+            drawn = jepa.scenarios(s, self._nothing(s)[:, None], chance)[:, 0]
+            found.append(places(drawn.flatten(0, 1)).sigmoid().unflatten(0, drawn.shape[:2]).mean(1).logit(1e-6))
+        return torch.cat(found)
+
+    def _nothing(self, s: Tensor) -> Tensor:
+        """Who watches does nothing: actions [N, h - 1 + H, 0]."""
+        return s.new_zeros(len(s), self.context - 1 + self.horizon, 0)
+
+    def _occupied(self, centres: NDArray[Any]) -> Tensor:
+        """Centres [N, T, D, 2] -> which places hold one, bool [N, T, F, F] (y, x)."""
+        cell = (torch.from_numpy(centres) * PLACES / self.scenes.side).long().clamp(0, PLACES - 1)
+        index = cell[..., 1] * PLACES + cell[..., 0]
+        return F.one_hot(index, PLACES**2).sum(2).clamp_max(1).bool().unflatten(-1, (PLACES, PLACES))
+
+    def _straight_on(self, centres: NDArray[Any]) -> Tensor:
+        """Maps [N, H, F, F] of an oracle who knows places and velocities of the last two frames, and no borders."""
+        last, before = centres[:, self.context - 1], centres[:, self.context - 2]
+        steps = torch.arange(1, self.horizon + 1)[:, None, None].numpy()
+        ahead = last[:, None] + steps * (last - before)[:, None]
+        return self._occupied(ahead.clip(0, self.scenes.side - 1)).float()
+
+    def _readout(self, jepa: Any) -> nn.Module:
+        """A linear readout of places from encoded states of training clips."""
+        clips = self.scenes.clips("train", self.probed, self.context, self.horizon)
+        states = self._states(jepa, clips.true).flatten(0, 1)
+        occupied = self._occupied(clips.centres)[:, self.context :].flatten(0, 1)
+        readout = Readout(tuple(jepa.encoder.state_shape))
+        optimizer = torch.optim.Adam(readout.parameters(), 1e-2)
+        for _ in range(self.probe_steps):
+            some = torch.randint(len(states), (256,))
+            loss = F.binary_cross_entropy_with_logits(readout(states[some, None])[:, 0], occupied[some].float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return readout.requires_grad_(False)
+
+    def _precision(self, maps: Tensor, truth: Tensor) -> list[float]:
+        """Average precision at each of the frames that follow."""
+        return [
+            float(binary_average_precision(maps[:, t].flatten(), truth[:, t].flatten().long()))
+            for t in range(self.horizon)
+        ]
+
+    def _nearest(self, predicted: Tensor, states: Tensor, frames: NDArray[Any]) -> NDArray[Any]:
+        """For predicted states [M, H, D] the frames of other clips whose states are nearest, [M, H, C, H, W]."""
+        pool = states[len(predicted) :].flatten(0, 1)
+        index = torch.cdist(predicted.flatten(0, 1), pool).argmin(1).numpy()
+        others = frames[len(predicted) :].reshape(-1, *frames.shape[2:])
+        return others[index].reshape(len(predicted), -1, *frames.shape[2:])
+
+
+_FLOORS = ("copy_last", "constant_velocity")
+
+
+class Readout(nn.Module):
+    """Places from a state that is a map: a linear function of each place and its neighbours.
+
+    Args:
+        state_shape: (c, h, w).
+    """
+
+    def __init__(self, state_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        if len(state_shape) != 3:
+            raise ValueError(f"states of shape {list(state_shape)}: places are read from maps [c, h, w]")
+        self.state_shape = state_shape
+        self.norm = nn.BatchNorm2d(state_shape[0], affine=False, momentum=None)
+        self.local = nn.Conv2d(state_shape[0], 1, 3, padding=1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[N, T, D] -> logits [N, T, F, F]."""
+        maps = self.local(self.norm(states.reshape(-1, *self.state_shape)))
+        resized = F.adaptive_avg_pool2d(maps, PLACES)
+        return resized[:, 0].unflatten(0, states.shape[:2])
+
+
+def _auroc(true: Tensor, wrong: Tensor) -> Figure:
+    """How often what followed has less energy than what did not, over all pairs."""
+    energies = torch.cat([true, wrong]).float()
+    return mean([float(binary_auroc(-energies, (torch.arange(len(energies)) < len(true)).long()))])
