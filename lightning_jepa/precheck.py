@@ -10,7 +10,7 @@ from lightning_jepa.build import build, checked, resolved
 from lightning_jepa.checkpoint import LAST
 from lightning_jepa.distributed import require_one_process
 from lightning_jepa.paths import writable
-from lightning_jepa.staging import TRAINED
+from lightning_jepa.staging import BUILDS_ON, TRAINED
 
 BUILT = {"collect": ("collection",), "pretrain": ("data", "stage"), "evaluate": ("evaluation",)}  # to see that they fit
 STAGES = ("collect", *TRAINED, "evaluate")
@@ -55,9 +55,8 @@ def precheck(cfg: DictConfig) -> None:
 
 
 def before(stage: str) -> str | None:
-    """The training stage whose checkpoint this one builds on."""
-    place = TRAINED.index(stage) if stage in TRAINED else len(TRAINED)
-    return TRAINED[place - 1] if place else None
+    """The training stage whose checkpoint this one builds on; none for the first, and for an exam, which takes any."""
+    return BUILDS_ON.get(stage)
 
 
 def left_by(cfg: DictConfig, stage: str, seed: int) -> Path:

@@ -33,9 +33,11 @@ class Settings:
     cost: Any = None
     planner: Any = None
     agent: Any = None
+    views: Any = None
     stage: Any = None
     critic: Any = None
     distill: Any = None
+    probe: Any = None
     trainer: Any = None
     tracking: Any = None
     evaluation: Any = None

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-TRAINED = ("pretrain", "critic", "distill")  # in the order in which they build on each other
+BUILDS_ON = {"pretrain": None, "critic": "pretrain", "distill": "critic", "probe": "pretrain"}
+TRAINED = tuple(BUILDS_ON)
 
 
 def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConfig, bool]:
@@ -32,8 +33,9 @@ def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConf
     if group is None:
         raise ValueError(f"train={cfg.train}, but nothing says how: choose {cfg.train}=... (conf/{cfg.train})")
     if content is None:
-        before = TRAINED[TRAINED.index(cfg.train) - 1]
-        raise ValueError(f"train={cfg.train} builds on a checkpoint of train={before}: give init_from=PATH")
+        raise ValueError(
+            f"train={cfg.train} builds on a checkpoint of train={BUILDS_ON[cfg.train]}: give init_from=PATH"
+        )
     found = content["config"]["stage"]
     with open_dict(own):
         own.stage = group.stage

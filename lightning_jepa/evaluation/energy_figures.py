@@ -76,3 +76,15 @@ def completion_figure(path: Path, seen: NDArray[Any], true: NDArray[Any], neares
             panels[first].set_title("seen", loc="left", fontsize=8)
             panels[first + known].set_title("what followed", loc="left", fontsize=8)
             panels[second + known].set_title("predicted (nearest state of other clips)", loc="left", fontsize=8)
+
+
+def neighbours_figure(path: Path, pictures: NDArray[Any]) -> None:
+    """Pictures, each with those whose states are nearest, a row each: [N, 1 + neighbours, H, W], the first of all."""
+    rows, columns = pictures.shape[:2]
+    with sheet(path, (0.8 * columns, 0.8 * rows), rows, columns) as (_, panels):
+        for place, axes in enumerate(panels):
+            axes.imshow(pictures[place // columns, place % columns], cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set_visible(place % columns == 0)
+                spine.set_color(ORANGE)

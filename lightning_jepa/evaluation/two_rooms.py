@@ -84,6 +84,7 @@ class TwoRoomsExam:
         episodes: tasks of the main rows and the floors.
         planner_episodes: tasks of each row of the planner table, and of planning with the true dynamics.
         diagnosis_episodes: tasks of each row of the diagnosis, at most `episodes`; 0 leaves it out.
+        reactive_noise: of the agent in Mode-1, which is wrong about more corners than in Mode-2.
         batch: episodes at once.
         radius: success is being this near to the goal, pixels.
         probe_walks, test_walks, pushes, rank_layouts: see `WorldModelExam`.
@@ -109,6 +110,7 @@ class TwoRoomsExam:
         episodes: int = 300,
         planner_episodes: int = 100,
         diagnosis_episodes: int = 50,
+        reactive_noise: float = 1.0,
         batch: int = 50,
         radius: float = 4.5,
         probe_walks: int = 4000,
@@ -122,6 +124,7 @@ class TwoRoomsExam:
     ) -> None:
         self.world, self.name, self.batch, self.radius = world, name, batch, radius
         self.planner, self.planners, self.larger, self.search = planner, planners, larger, search
+        self.reactive_noise = reactive_noise
         self.quarter, self.walker, self.cloning = quarter, walker, dict(cloning or {})
         self.cost, self.agent = cost, agent
         self.tasks, self.fewer = first_tasks(tasks, episodes), first_tasks(tasks, planner_episodes)
@@ -132,6 +135,7 @@ class TwoRoomsExam:
             "episodes": episodes,
             "episodes_planner_table": planner_episodes,
             "episodes_diagnosis": diagnosis_episodes,
+            "noise of Mode-1": reactive_noise,
             "steps": world.episode_steps,
             "layouts": "held out",
             "success": f"within {radius} px at the last step",
@@ -224,10 +228,10 @@ class TwoRoomsExam:
         jepa, cost, quarter = stage.jepa, stage.cost, _complete(self.quarter, stage.metric)
         beginner = untrained(stage.policy, seed)
         imitator = cloned(stage.policy, self.world, self.walker, jepa, seed, **self.cloning)
-        reactive = {"mode": "reactive"}
+        reactive = {"mode": "reactive", "noise": self.reactive_noise}
         rows: dict[str, tuple[dict[str, Any], Tasks]] = {
             "mode1": ({"policy": stage.policy, **reactive}, self.tasks),
-            "mode1_without_noise": ({"policy": stage.policy, "noise": 0.0, **reactive}, self.tasks),
+            "mode1_without_noise": ({"policy": stage.policy, **reactive, "noise": 0.0}, self.tasks),
             "behaviour_cloning": ({"policy": imitator, **reactive}, self.tasks),
             "quarter_warm": ({"policy": stage.policy}, self.tasks),
             "quarter_cold": ({}, self.fewer),
