@@ -65,12 +65,14 @@ def results(**metrics: float) -> Results:
 
 def test_the_headline_names_arms_and_what_they_measured(tmp_path: Path) -> None:
     arms = {"a": results(p=1.0), "b": results(p=2.0, q=3.0)}
-    found = compared(arms, {"best": "b.p", "other": "a.p"}, ["p", "q"], tmp_path / "x.json")
+    asked = {"best": "b.p", "other": "a.p", "gain": "b.q - a.p"}
+    found = compared(arms, asked, ["p", "q"], tmp_path / "x.json")
     assert load(tmp_path / "x.json") == found
     assert (found.metrics["best"].value, found.metrics["other"].value) == (2.0, 1.0)
+    assert found.metrics["gain"].value == 2.0
     assert set(found.tables["arms"]["a"]) == {"p"}
     assert found.cost["seconds"] == 4.0
-    for wrong in ("c.p", "a.q", "a"):
+    for wrong in ("c.p", "a.q", "a", "a.p - c.p"):
         with pytest.raises(ValueError, match=re.escape(f"comparison.headline.best={wrong}: expected ARM.METRIC")):
             compared(arms, {"best": wrong}, ["p"], tmp_path / "y.json")
     with pytest.raises(ValueError, match="no results to compare"):

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lightning_jepa.build import HYDRA_KEYS, nodes
+from lightning_jepa.compare import composed as arm_of
 from lightning_jepa.paths import CONF
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
@@ -57,6 +58,23 @@ def test_the_whole_configuration_resolves(experiment: str | None, tmp_path: Path
     chosen = [f"experiment={experiment}"] if experiment else []
     content = OmegaConf.to_container(composed(f"paths.out={tmp_path}", *chosen), resolve=True, throw_on_missing=True)
     assert [fault for node in nodes(content) for fault in faults(node, complete=True)] == []
+
+
+def arms() -> list[tuple[str, str]]:
+    found = [(name, yaml.safe_load((Path(CONF) / "experiment" / f"{name}.yaml").read_text())) for name in EXPERIMENTS]
+    return [(name, arm) for name, content in found for arm in content.get("comparison", {}).get("arms", {})]
+
+
+@pytest.mark.parametrize(("experiment", "arm"), arms())
+def test_every_arm_resolves(experiment: str, arm: str, tmp_path: Path) -> None:
+    """An arm's overrides meet the experiment's, and what comes out could be built; weights are those of its terms."""
+    given = [f"experiment={experiment}", f"paths.out={tmp_path}"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        content = OmegaConf.to_container(arm_of(compose("config", given), given, arm), resolve=True)
+    assert isinstance(content, dict)
+    assert [fault for node in nodes(content) for fault in faults(node, complete=True)] == []
+    assert ("variance" in content["stage"]["weights"]) == ("vicreg" in (content["criterion"] or {}))
+    assert content["comparison"]["headline"]
 
 
 def test_each_class_has_one_yaml_of_its_own() -> None:

@@ -13,6 +13,8 @@ import torch
 from pretraining import SIZE, WEIGHTS, collect_shards, data, first_batch, stage, trainer
 from torch import nn
 
+from lightning_jepa.callbacks.checkpoints import LastCheckpoint
+from lightning_jepa.types import Encoded
 from lightning_jepa.world_model.criteria.temporal_contrast import TemporalContrast
 from lightning_jepa.world_model.metric import MetricSpace
 
@@ -117,6 +119,29 @@ def test_what_a_batch_must_fit(
     given = {} if levels is None else {"levels": levels}
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path).fit(stage(**arguments), data(shards, **given))
+
+
+class Overflows(nn.Module):
+    """A term that is not finite from the fourth batch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, batch: Encoded) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        return {"fragile": batch.states.mean() * (1.0 if self.calls < 4 else torch.inf)}
+
+
+def test_an_energy_that_is_not_finite_is_named_and_the_last_good_checkpoint_stays(shards: str, tmp_path: Path) -> None:
+    module = stage(weights={**WEIGHTS, "fragile": 1.0})
+    module.criteria["overflows"] = Overflows()
+    fit = trainer(tmp_path, LastCheckpoint(str(tmp_path), 1), enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"step 3: fragile is not finite.*resume=auto"):
+        fit.fit(module, datamodule=data(shards))
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 3
+    assert all(part.isfinite().all() for part in kept["state_dict"].values() if part.is_floating_point())
 
 
 def test_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:

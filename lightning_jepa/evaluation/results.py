@@ -163,7 +163,7 @@ def compared(
 
     Args:
         arms: the results of each.
-        headline: metric -> "arm.metric", what the experiment is judged by.
+        headline: metric -> "arm.metric", what the experiment is judged by; or the difference of two such, "A.M - B.N".
         columns: metrics of the table `arms`, which has a row for each arm; those that an arm has.
         destination: of the file. Costs are sums over all arms.
 
@@ -174,12 +174,16 @@ def compared(
         raise ValueError("no results to compare: evaluate is not among the stages")
     metrics: Rows = {}
     for key, source in headline.items():
-        arm, _, metric = source.partition(".")
-        if arm not in arms or metric not in arms[arm].metrics:
-            raise ValueError(
-                f"comparison.headline.{key}={source}: expected ARM.METRIC, an arm of {list(arms)} and what it measured"
-            )
-        metrics[key] = arms[arm].metrics[metric]
+        figures = []
+        for term in source.split(" - "):
+            arm, _, metric = term.partition(".")
+            if arm not in arms or metric not in arms[arm].metrics:
+                raise ValueError(
+                    f"comparison.headline.{key}={source}: expected ARM.METRIC or the difference of two such, arms of "
+                    f"{list(arms)} and what they measured"
+                )
+            figures.append(arms[arm].metrics[metric])
+        metrics[key] = figures[0] if len(figures) == 1 else _difference(*figures)
     parts = list(arms.values())
     first = parts[0]
     rows = {name: {key: arm.metrics[key] for key in columns if key in arm.metrics} for name, arm in arms.items()}
@@ -218,6 +222,12 @@ def _pool(figures: Sequence[Figure]) -> Figure:
         return Figure(sum(counts) / n, low, high, n, sum(counts), by_seed)
     value, low, high = mean_interval(by_seed)
     return Figure(value, low, high, len(by_seed), None, by_seed)
+
+
+def _difference(more: Figure, less: Figure) -> Figure:
+    """Seed by seed, as both were trained on the same data."""
+    pairs = zip(more.by_seed or [more.value], less.by_seed or [less.value], strict=True)
+    return mean(a - b for a, b in pairs)
 
 
 def _same(mappings: Sequence[Mapping[str, Any]]) -> list[str]:

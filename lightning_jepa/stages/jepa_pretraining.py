@@ -126,18 +126,28 @@ class JEPAPretraining(L.LightningModule):
         s_y, y = (following(sequence, self.horizon, self.every, self.context) for sequence in (encoded, observations))
         return Encoded(seen, actions / self.jepa.action_scale, predicted[..., external], s_y, y), energies
 
-    def on_after_batch_transfer(self, batch: tuple[Window, ...], dataloader_idx: int) -> tuple[Window, ...]:
-        """Views are made where the model is."""
-        return batch if self.views is None else (self.views(batch[0]), *batch[1:])
+    def viewed(self, windows: tuple[Window, ...]) -> tuple[Window, ...]:
+        """Pairs of views, where there are any; they are made where the model is."""
+        return windows if self.views is None else (self.views(windows[0]), *windows[1:])
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
-        """The weighted sum of all terms."""
-        terms, _ = self.terms(batch)
+        """The weighted sum of all terms.
+
+        Raises:
+            ValueError: if the weights do not name exactly the terms, or an energy is not finite.
+        """
+        terms, _ = self.terms(self.viewed(batch))
         if terms.keys() != self.weights.keys():
             raise ValueError(
                 f"stage.weights has {sorted(self.weights)}, the criteria give {sorted(terms)}: name exactly these"
             )
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        if not torch.isfinite(loss):
+            spoilt = [name for name, term in terms.items() if not torch.isfinite(term)] or ["their weighted sum"]
+            raise ValueError(
+                f"step {self.global_step}: {', '.join(spoilt)} is not finite. The last checkpoint stays as it is: "
+                "lower the learning rate or the weight of that term, and go on with resume=auto"
+            )
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -153,7 +163,7 @@ class JEPAPretraining(L.LightningModule):
         rows = int(mask.sum())
         # Ranks average together, so one that got nothing but padding takes part, with weight 0.
         kept = mask if rows else ~mask
-        windows = tuple(Window(*(part[kept] for part in window)) for window in batch)
+        windows = self.viewed(tuple(Window(*(part[kept] for part in window)) for window in batch))
         terms, states = self.terms(windows)
         self.log_dict(
             {f"val/{name}": term for name, term in terms.items()}, batch_size=rows, on_epoch=True, sync_dist=True
