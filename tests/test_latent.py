@@ -165,7 +165,7 @@ def test_sparse_codes_have_zeros() -> None:
 def test_noise_limits_information() -> None:
     """R = strength KL(q | p), which is 0 where the guess is the prior."""
     latent = NoisyLatent(2, D, A, strength=0.5)
-    for network in (latent.guess, latent.prior.network):
+    for network in (latent.guess, latent.network):
         for weight in network[-1].parameters():
             nn.init.zeros_(weight)
     s, a, s_y = transitions()

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from data_pipelines.worlds.geometry import travel
+from data_pipelines.worlds.layouts import beside, boxes, enclosed, of_split
 from data_pipelines.worlds.rooms import RoomsWorld
 
 FATES = 2**23  # numbers that a float32 holds exactly
@@ -89,16 +90,12 @@ class PillarLayouts:
 
     factor_names: tuple[str, ...] = ("pillar_x", "pillar_y")
     places = range(20, 45)
-    low, high, half = 4, 60, 3.0
+    half = 3.0
 
     def ids(self, split: str) -> Tensor:
         """Layout ids of "train" or "held_out"."""
-        if split not in ("train", "held_out"):
-            raise ValueError(f"split={split!r}: choose 'train' or 'held_out'")
-        ids = torch.arange(len(self.places) ** 2)
-        x, y = self.factors(ids).long().unbind(-1)
-        held_out = (2 * x + y) % 5 == 0
-        return ids[held_out if split == "held_out" else ~held_out]
+        x, y = self.factors(torch.arange(len(self.places) ** 2)).long().unbind(-1)
+        return of_split(split, (2 * x + y) % 5 == 0)
 
     def factors(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 2]: the middle of the pillar, pixels."""
@@ -108,21 +105,8 @@ class PillarLayouts:
     def walls(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 5, 4]: four border walls and the pillar."""
         x, y = self.factors(ids).unbind(-1)
-        low, high = (torch.full_like(x, v) for v in (self.low, self.high))
-        inner, outer = low - 0.5, high + 0.5
-        boxes = [
-            (inner, inner, outer, low + 0.5),
-            (inner, high - 0.5, outer, outer),
-            (inner, inner, low + 0.5, outer),
-            (high - 0.5, inner, outer, outer),
-            (x - self.half, y - self.half, x + self.half, y + self.half),
-        ]
-        return torch.stack([torch.stack(box, -1) for box in boxes], 1)
+        return enclosed(boxes((x - self.half, y - self.half, x + self.half, y + self.half)))
 
     def rooms(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 2, 4]: left and right of the pillar."""
-        x, _ = self.factors(ids).unbind(-1)
-        low, high = torch.full_like(x, self.low + 0.5), torch.full_like(x, self.high - 0.5)
-        left = torch.stack([low, low, x - self.half, high], -1)
-        right = torch.stack([x + self.half, low, high, high], -1)
-        return torch.stack([left, right], 1)
+        return beside(self.factors(ids)[:, 0], self.half)

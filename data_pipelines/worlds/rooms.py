@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from data_pipelines.worlds.geometry import blob, coverage, inflate, travel, way_to_goal
+from data_pipelines.worlds.layouts import HIGH, LOW, beside, boxes, enclosed, of_split
 
 SIZE = 65  # pixels along each side of the world; all lengths are in these pixels
 
@@ -151,17 +152,12 @@ class TwoRoomsLayouts:
 
     factor_names: tuple[str, ...] = ("wall_x", "door_y")
     wall_xs, door_ys = range(20, 45), range(10, 55)
-    low, high = 4, 60  # border walls, one pixel wide
     half_wall, half_door = 1.5, 4.5
 
     def ids(self, split: str) -> Tensor:
         """Layout ids of "train" or "held_out"."""
-        if split not in ("train", "held_out"):
-            raise ValueError(f"split={split!r}: choose 'train' or 'held_out'")
-        ids = torch.arange(len(self.wall_xs) * len(self.door_ys))
-        x, y = self.factors(ids).long().unbind(-1)
-        held_out = (2 * x + y) % 5 == 0
-        return ids[held_out if split == "held_out" else ~held_out]
+        x, y = self.factors(torch.arange(len(self.wall_xs) * len(self.door_ys))).long().unbind(-1)
+        return of_split(split, (2 * x + y) % 5 == 0)
 
     def factors(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 2]: wall_x and door_y in pixels."""
@@ -172,22 +168,10 @@ class TwoRoomsLayouts:
     def walls(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 6, 4]: four border walls and the two halves of the inner one."""
         x, y = self.factors(ids).unbind(-1)
-        low, high = (torch.full_like(x, v) for v in (self.low, self.high))
-        inner, outer = low - 0.5, high + 0.5
-        boxes = [
-            (inner, inner, outer, low + 0.5),
-            (inner, high - 0.5, outer, outer),
-            (inner, inner, low + 0.5, outer),
-            (high - 0.5, inner, outer, outer),
-            (x - self.half_wall, low + 0.5, x + self.half_wall, y - self.half_door),
-            (x - self.half_wall, y + self.half_door, x + self.half_wall, high - 0.5),
-        ]
-        return torch.stack([torch.stack(box, -1) for box in boxes], 1)
+        left, right = x - self.half_wall, x + self.half_wall
+        above, below = (left, LOW + 0.5, right, y - self.half_door), (left, y + self.half_door, right, HIGH - 0.5)
+        return enclosed(boxes(above, below))
 
     def rooms(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 2, 4]: the left and the right room."""
-        x, _ = self.factors(ids).unbind(-1)
-        low, high = torch.full_like(x, self.low + 0.5), torch.full_like(x, self.high - 0.5)
-        left = torch.stack([low, low, x - self.half_wall, high], -1)
-        right = torch.stack([x + self.half_wall, low, high, high], -1)
-        return torch.stack([left, right], 1)
+        return beside(self.factors(ids)[:, 0], self.half_wall)

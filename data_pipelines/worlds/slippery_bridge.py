@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from data_pipelines.worlds.fork import FATES, next_fate
 from data_pipelines.worlds.geometry import blob, coverage
+from data_pipelines.worlds.layouts import of_split
 from data_pipelines.worlds.rooms import SIZE
 
 
@@ -119,12 +120,8 @@ class SlipperyLayouts:
 
     def ids(self, split: str) -> Tensor:
         """Layout ids of "train" or "held_out"."""
-        if split not in ("train", "held_out"):
-            raise ValueError(f"split={split!r}: choose 'train' or 'held_out'")
-        ids = torch.arange(1000)
-        a, b, c = self._digits(ids)
-        held_out = (a + 2 * b + 3 * c) % 5 == 0
-        return ids[held_out if split == "held_out" else ~held_out]
+        a, b, c = self._digits(torch.arange(1000))
+        return of_split(split, (a + 2 * b + 3 * c) % 5 == 0)
 
     def factors(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 3]: chances of a slip."""

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.functional.classification import binary_average_precision
 
-from lightning_jepa.evaluation import provenance
 from lightning_jepa.evaluation.energy_figures import completion_figure
-from lightning_jepa.evaluation.results import Figure, Results, Rows, mean, save
+from lightning_jepa.evaluation.ranking import auroc
+from lightning_jepa.evaluation.report import Report, Trained
+from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.protocols import EnergyModel
 
 BATCH = 64
@@ -49,18 +50,10 @@ class Explained(Protocol):
     predicted: Tensor
 
 
-class Examinee(Protocol):
+class Examinee(Trained, Protocol):
     """A trained stage."""
 
     jepa: Any  # an EnergyModel whose encoder has a `state_shape`
-
-    def to(self, device: torch.device) -> Any:
-        """Move all of it."""
-        ...
-
-    def eval(self) -> Any:
-        """Freeze what behaves differently in training."""
-        ...
 
 
 class CompletionExam:
@@ -91,16 +84,16 @@ class CompletionExam:
         name: str = "bouncing_digits",
         note: str | None = None,
     ) -> None:
-        self.scenes, self.name = scenes, name
+        self.scenes = scenes
         self.clips, self.context, self.horizon, self.samples = clips, context, horizon, samples
         self.probed, self.probe_steps = probed, probe_steps
-        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
-        self.protocol = {
+        protocol = {
             "clips": clips,
             "seen": f"{context} frames, of digits never trained on; {horizon} follow",
             "location map": f"average precision over {PLACES} x {PLACES} places, mean over the frames that follow",
             "intervals": "95 %: Student's t over seeds",
-        } | ({} if note is None else {"note": note})
+        }
+        self.report = Report(name, protocol, targets, note)
 
     def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
@@ -126,30 +119,24 @@ class CompletionExam:
             maps["min_z"] = places(self._explained(jepa, seen, states["true"]))
             maps["expected"] = self._expected(jepa, seen, places)
         precision = {name: self._precision(found, truth) for name, found in maps.items()}
-        metrics: Rows = {f"auroc_{name}": _auroc(energies["true"], energies[name]) for name in clips.wrong}
+        metrics: Rows = {f"auroc_{name}": auroc(energies["true"], energies[name]) for name in clips.wrong}
         metrics["location_map"] = mean([sum(precision["predicted"]) / self.horizon])
         for name in ("predicted", "min_z"):
             if name in precision:
                 metrics[f"location_ap_8_{name}"] = mean([precision[name][min(8, self.horizon) - 1]])
         rows = {name: {f"{t + 1}": mean([value]) for t, value in enumerate(found)} for name, found in precision.items()}
-        results = Results(
-            experiment=self.name,
-            date=provenance.today(),
-            git=provenance.git_sha(),
-            machine=provenance.machine(),
-            seeds=[seed],
-            protocol=self.protocol,
-            metrics=metrics,
+        results = self.report.write(
+            out,
+            seed,
+            metrics,
+            training,
             floors={f"location_map_{name}": mean([sum(precision[name]) / self.horizon]) for name in _FLOORS},
             controls={"location_map": {"encoded": mean([sum(precision["encoded"]) / self.horizon])}},
             tables={"location": rows},
-            cost=dict(training),
-            targets=self.targets,
         )
-        save(results, out / f"seed_{seed}.json")
         nearest = self._nearest(predicted[:3], states["true"], clips.true)
         completion_figure(out / "figures" / "completion.png", clips.seen[:3], clips.true[:3], nearest)
-        return {key: figure.value for key, figure in metrics.items()}
+        return results.values
 
     @torch.no_grad()
     def _states(self, jepa: EnergyModel, frames: NDArray[Any]) -> Tensor:
@@ -253,9 +240,3 @@ class Readout(nn.Module):
         maps = self.local(self.norm(states.reshape(-1, *self.state_shape)))
         resized = F.adaptive_avg_pool2d(maps, PLACES)
         return resized[:, 0].unflatten(0, states.shape[:2])
-
-
-def _auroc(true: Tensor, wrong: Tensor) -> Figure:
-    """How often what followed has less energy than what did not, over all pairs."""
-    energies = torch.cat([true, wrong]).float()
-    return mean([float(binary_auroc(-energies, (torch.arange(len(energies)) < len(true)).long()))])

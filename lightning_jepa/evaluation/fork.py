@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error
 
-from lightning_jepa.evaluation import provenance
 from lightning_jepa.evaluation.energy_figures import continuum_figure
-from lightning_jepa.evaluation.results import Figure, Results, Rows, mean, save
+from lightning_jepa.evaluation.ranking import auroc
+from lightning_jepa.evaluation.report import Report, Trained
+from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.evaluation.states import encode_at
 from lightning_jepa.evaluation.world import ExamWorld, draw_layouts, draw_positions
 from lightning_jepa.protocols import EnergyModel
@@ -31,18 +32,10 @@ class ForkingWorld(ExamWorld, Protocol):
     angle: float  # between two modes, degrees
 
 
-class Examinee(Protocol):
+class Examinee(Trained, Protocol):
     """A trained stage."""
 
     jepa: EnergyModel
-
-    def to(self, device: torch.device) -> Any:
-        """Move all of it."""
-        ...
-
-    def eval(self) -> Any:
-        """Freeze what behaves differently in training."""
-        ...
 
 
 class ForkExam:
@@ -70,17 +63,17 @@ class ForkExam:
         name: str = "fork",
         note: str | None = None,
     ) -> None:
-        self.world, self.name = world, name
+        self.world = world
         self.transitions, self.samples, self.angles = transitions, samples, angles
-        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
-        self.protocol = {
+        protocol = {
             "transitions": transitions,
             "samples": samples,
             "layouts": "held out",
             "unit": "of distances and energies: the mean squared distance between the states of the modes",
             "recall": f"a sample within {NEAR} of a mode",
             "intervals": "95 %: Wilson for shares, Student's t for means",
-        } | ({} if note is None else {"note": note})
+        }
+        self.report = Report(name, protocol, targets, note)
 
     @torch.no_grad()
     def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
@@ -120,10 +113,10 @@ class ForkExam:
         told = share[:, None].expand_as(actual)
         metrics: Rows = {
             "mode_recall": mean((share > 0).float().mean(1).tolist()),
-            "auroc_true_against_average": _auroc(true, wrong["average"]),
-            "auroc_true_against_another": _auroc(true, wrong["another"]),
-            "auroc_true_against_between": _auroc(true, wrong["between"]),
-            "auroc_true_against_back": _auroc(true, wrong["back"]),
+            "auroc_true_against_average": auroc(true, wrong["average"]),
+            "auroc_true_against_another": auroc(true, wrong["another"]),
+            "auroc_true_against_between": auroc(true, wrong["between"]),
+            "auroc_true_against_back": auroc(true, wrong["back"]),
             "calibration_error": mean([float(binary_calibration_error(told.flatten(), actual.flatten(), n_bins=10))]),
             "sample_precision": mean(belongs.float().mean(1).tolist()),
             "energy_true": mean(true.tolist()),
@@ -140,23 +133,9 @@ class ForkExam:
             f"{angle:g}": {"energy": mean(energy(s_y).tolist())}
             for angle, s_y in zip(degrees.tolist(), self._seen(jepa, some, degrees).unbind(1), strict=True)
         }
-        results = Results(
-            experiment=self.name,
-            date=provenance.today(),
-            git=provenance.git_sha(),
-            machine=provenance.machine(),
-            seeds=[seed],
-            protocol=self.protocol,
-            metrics=metrics,
-            floors={},
-            controls={},
-            tables={"continuum": curve},
-            cost=dict(training),
-            targets=self.targets,
-        )
-        save(results, out / f"seed_{seed}.json")
-        continuum_figure(out / "figures" / "continuum.png", {self.name: curve}, self._angles())
-        return {key: figure.value for key, figure in metrics.items()}
+        results = self.report.write(out, seed, metrics, training, tables={"continuum": curve})
+        continuum_figure(out / "figures" / "continuum.png", {self.report.experiment: curve}, self._angles())
+        return results.values
 
     def _angles(self) -> list[float]:
         return [-self.world.angle, 0.0, self.world.angle]
@@ -196,9 +175,3 @@ def _even(count: int, size: int, seed: int) -> Tensor:
     if size == 0:
         return torch.zeros(count, 0)
     return torch.quasirandom.SobolEngine(size, scramble=True, seed=seed).draw(count)
-
-
-def _auroc(true: Tensor, wrong: Tensor) -> Figure:
-    """How often what is true has less energy than what is not, over all pairs."""
-    energies = torch.cat([true, wrong])
-    return mean([float(binary_auroc(-energies, (torch.arange(len(energies)) < len(true)).long()))])

@@ -16,7 +16,6 @@ from torch import Generator, Tensor, nn
 from lightning_jepa.cost.cost import Cost
 from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.intrinsic import IntrinsicCost
-from lightning_jepa.evaluation import provenance
 from lightning_jepa.evaluation.cost_rank import spearman
 from lightning_jepa.evaluation.episodes import (
     Acting,
@@ -31,7 +30,8 @@ from lightning_jepa.evaluation.episodes import (
 from lightning_jepa.evaluation.figures import critic_figure, dose_figure, paths_figure
 from lightning_jepa.evaluation.floors import DrunkardPolicy, ExpertPolicy, RandomPolicy, StraightPolicy
 from lightning_jepa.evaluation.one_shot import OneShot
-from lightning_jepa.evaluation.results import Results, Rows, mean, save
+from lightning_jepa.evaluation.report import Report, Trained
+from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.evaluation.states import encode_at
 from lightning_jepa.evaluation.true_cost import CarefulExpert, cost_to_go
 from lightning_jepa.evaluation.world import HazardWorld, draw_positions
@@ -39,7 +39,7 @@ from lightning_jepa.protocols import Planner, WorldModel
 from lightning_jepa.types import Modulation, Tasks
 
 
-class Examinee(Protocol):
+class Examinee(Trained, Protocol):
     """The trained critic with all that is below it."""
 
     jepa: WorldModel
@@ -47,14 +47,6 @@ class Examinee(Protocol):
     intrinsic: IntrinsicCost
     critic: Critic
     cost: Cost
-
-    def to(self, device: torch.device) -> Any:
-        """Move all of it."""
-        ...
-
-    def eval(self) -> Any:
-        """Freeze what behaves differently in training."""
-        ...
 
 
 class HazardsExam:
@@ -107,14 +99,13 @@ class HazardsExam:
     ) -> None:
         if list(doses) != sorted(doses) or len(doses) < 3:
             raise ValueError(f"evaluation.doses={list(doses)}: give at least three weights of pain, rising")
-        self.world, self.name, self.batch, self.radius = world, name, batch, radius
+        self.world, self.batch, self.radius = world, batch, radius
         self.world.episode_steps = steps
         self.planner, self.long, self.slope, self.agent = planner, long, slope, agent
         self.pain, self.doses, self.width = pain, list(doses), width
         self.tasks, self.fewer = first_tasks(tasks, episodes), first_tasks(tasks, long_episodes)
         self.rank_layouts, self.events, self.bandwidth = rank_layouts, events, bandwidth
-        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
-        self.protocol = {
+        protocol = {
             "episodes": episodes,
             "episodes_without_critic": long_episodes,
             "steps": steps,
@@ -124,7 +115,8 @@ class HazardsExam:
             "pain": "of an episode: the sum over its steps of the share of the body in a hazard",
             "intrinsic cost": "the same sha256 before and after every stage",
             "intervals": "95 %: Wilson for shares, Student's t for means",
-        } | ({} if note is None else {"note": note})
+        }
+        self.report = Report(name, protocol, targets, note)
 
     def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
@@ -177,14 +169,11 @@ class HazardsExam:
         reached = [horizons[name]["success"].value for name in ("short_horizon_with_critic", "long_horizon")]
         if reached[1] > 0:
             metrics["horizon_success_ratio"] = mean([reached[0] / reached[1]])
-        results = Results(
-            experiment=self.name,
-            date=provenance.today(),
-            git=provenance.git_sha(),
-            machine=provenance.machine(),
-            seeds=[seed],
-            protocol=self.protocol,
-            metrics=metrics,
+        results = self.report.write(
+            out,
+            seed,
+            metrics,
+            {**training, "ms_per_decision": metrics["ms_per_decision"].value},
             floors=floors,
             controls={
                 "critic_rank_correlation": {
@@ -194,12 +183,9 @@ class HazardsExam:
                 "one_shot_rise": {"harmless_event": mean(harmless.near.tolist())},
             },
             tables={"horizons": horizons, "doses": table},
-            cost={**training, "ms_per_decision": metrics["ms_per_decision"].value},
-            targets=self.targets,
         )
-        save(results, out / f"seed_{seed}.json")
         self._pictures(out / "figures", stage, doses, table)
-        return {key: figure.value for key, figure in metrics.items()}
+        return results.values
 
     def _rank(self, stage: Examinee, pain: float, seed: int, cost: Cost | None = None, states: int = 96) -> Tensor:
         """Rank correlation of the critic (or of a cost) with the true cost to go over states of a task: [layouts]."""

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_jepa.evaluation import provenance
 from lightning_jepa.evaluation.energy_figures import neighbours_figure
 from lightning_jepa.evaluation.episodes import share
-from lightning_jepa.evaluation.results import Results, Rows, save
+from lightning_jepa.evaluation.report import Report, Trained
+from lightning_jepa.evaluation.results import Rows
 
 BATCH = 512
 
@@ -29,21 +29,13 @@ class LabelledPictures(Protocol):
     labels: dict[str, NDArray[np.uint8]]
 
 
-class Examinee(Protocol):
+class Examinee(Trained, Protocol):
     """A trained `LinearProbing`."""
 
     encoder: Any
 
     def __call__(self, observations: Tensor) -> Tensor:
         """uint8 [B, T, C, H, W] -> logits [B, T, Y]."""
-        ...
-
-    def to(self, device: torch.device) -> Any:
-        """Move all of it."""
-        ...
-
-    def eval(self) -> Any:
-        """Freeze what behaves differently in training."""
         ...
 
 
@@ -67,13 +59,13 @@ class LabelExam:
         name: str = "fashion",
         note: str | None = None,
     ) -> None:
-        self.source, self.split, self.name, self.shown = source, split, name, shown
-        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
-        self.protocol = {
+        self.source, self.split, self.shown = source, split, shown
+        protocol = {
             "pictures": len(source.labels[split]),
             "probe": "linear, on frozen standardised states",
             "intervals": "95 %: Wilson",
-        } | ({} if note is None else {"note": note})
+        }
+        self.report = Report(name, protocol, targets, note)
 
     @torch.no_grad()
     def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
@@ -92,20 +84,8 @@ class LabelExam:
         states = torch.cat([stage.encoder(part)[:, 0].float() for part in pictures.split(BATCH)])
         metrics: Rows = {"linear_probe": share(found == labels)}
         classes = {str(y): {"accuracy": share(found[labels == y] == y)} for y in sorted(set(labels.tolist()))}
-        results = Results(
-            experiment=self.name,
-            date=provenance.today(),
-            git=provenance.git_sha(),
-            machine=provenance.machine(),
-            seeds=[seed],
-            protocol=self.protocol,
-            metrics=metrics,
-            tables={"classes": classes},
-            cost=dict(training),
-            targets=self.targets,
-        )
-        save(results, out / f"seed_{seed}.json")
+        results = self.report.write(out, seed, metrics, training, tables={"classes": classes})
         queries = states[: self.shown]
         nearest = torch.cdist(queries, states).topk(9, largest=False).indices
         neighbours_figure(out / "figures" / "neighbours.png", pictures[nearest, 0, 0].numpy())
-        return {key: figure.value for key, figure in metrics.items()}
+        return results.values

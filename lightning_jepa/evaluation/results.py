@@ -77,6 +77,11 @@ class Results:
     cost: dict[str, float] = field(default_factory=dict)
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def values(self) -> dict[str, float]:
+        """Metric -> its value."""
+        return {key: figure.value for key, figure in self.metrics.items()}
+
 
 def save(results: Results, destination: Path) -> None:
     """Write JSON beside the destination and rename it, so that nobody ever reads half a file."""

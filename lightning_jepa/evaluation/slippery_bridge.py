@@ -14,11 +14,11 @@ from torch import Generator, Tensor
 
 from lightning_jepa.actor.planners.scenarios import ScenarioPlanner
 from lightning_jepa.actor.planners.tree import TreeSearch
-from lightning_jepa.evaluation import provenance
 from lightning_jepa.evaluation.energy_figures import risk_figure
 from lightning_jepa.evaluation.episodes import share
 from lightning_jepa.evaluation.probes import LinearProbe, fit_probe
-from lightning_jepa.evaluation.results import Results, Rows, mean, save
+from lightning_jepa.evaluation.report import Report, Trained
+from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.protocols import BranchingModel, EnergyModel, Planner, World
 from lightning_jepa.types import Modulation
 
@@ -51,18 +51,10 @@ class Model(EnergyModel, BranchingModel, Protocol):
     """What planners of this exam need."""
 
 
-class Examinee(Protocol):
+class Examinee(Trained, Protocol):
     """A trained stage."""
 
     jepa: Model
-
-    def to(self, device: torch.device) -> Any:
-        """Move all of it."""
-        ...
-
-    def eval(self) -> Any:
-        """Freeze what behaves differently in training."""
-        ...
 
 
 class OffTheLine:
@@ -102,15 +94,15 @@ class SlipperyBridgeExam:
         name: str = "slippery_bridge",
         note: str | None = None,
     ) -> None:
-        self.world, self.name, self.scenarios = world, name, scenarios
+        self.world, self.scenarios = world, scenarios
         self.simulations, self.decisions, self.kappas, self.probed = simulations, decisions, list(kappas), probed
-        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
-        self.protocol = {
+        protocol = {
             "decisions": f"{decisions} for each chance of a slip",
             "layouts": "held out",
             "costs": "20 on the safe way, 5 over the bridge, 60 after a slip",
             "intervals": "95 %: Wilson for shares, Student's t for means",
-        } | ({} if note is None else {"note": note})
+        }
+        self.report = Report(name, protocol, targets, note)
 
     @torch.no_grad()
     def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
@@ -143,21 +135,9 @@ class SlipperyBridgeExam:
             "bridge_choice_where_slips_are_rare": mean([1 - row[name].value for row in rare for name in planners]),
             "tree_search_regret": mean((regret / best.mean()).tolist()),
         }
-        results = Results(
-            experiment=self.name,
-            date=provenance.today(),
-            git=provenance.git_sha(),
-            machine=provenance.machine(),
-            seeds=[seed],
-            protocol=self.protocol,
-            metrics=metrics,
-            tables={"risks": risks, "kappas": averse},
-            cost=dict(training),
-            targets=self.targets,
-        )
-        save(results, out / f"seed_{seed}.json")
+        results = self.report.write(out, seed, metrics, training, tables={"risks": risks, "kappas": averse})
         risk_figure(out / "figures" / "risk.png", risks)
-        return {key: figure.value for key, figure in metrics.items()}
+        return results.values
 
     def _probe(self, jepa: Model, generator: Generator) -> LinearProbe:
         """A readout of the agent's position from frozen states of training layouts."""

@@ -6,14 +6,13 @@ Legend: N tasks, D state, De metric space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from rich.progress import Progress
 from torch import nn
 
-from lightning_jepa.evaluation import provenance
 from lightning_jepa.evaluation.cloning import Walker, cloned, untrained
 from lightning_jepa.evaluation.cost_rank import planning_cost
 from lightning_jepa.evaluation.diagnosis import diagnose
@@ -36,28 +35,21 @@ from lightning_jepa.evaluation.floors import (
     TrueDynamics,
 )
 from lightning_jepa.evaluation.portraits import draw_all
-from lightning_jepa.evaluation.results import Figure, Results, Rows, mean, save
+from lightning_jepa.evaluation.report import Report, Trained
+from lightning_jepa.evaluation.results import Figure, Results, Rows, mean
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.evaluation.world_model_exam import WorldModelExam
 from lightning_jepa.protocols import Cost, Planner, WorldModel
 from lightning_jepa.types import Tasks
 
 
-class Examinee(Protocol):
+class Examinee(Trained, Protocol):
     """A trained stage: its JEPA, the metric in which the goal's energy measures distance, and what it has beyond."""
 
     jepa: WorldModel
     metric: nn.Module
     cost: Cost | None  # with a critic, from the stage that trains one
     policy: nn.Module | None  # from the stage that distils one
-
-    def to(self, device: torch.device) -> Any:
-        """Move all of it."""
-        ...
-
-    def eval(self) -> Any:
-        """Freeze what behaves differently in training."""
-        ...
 
 
 SMALL_DATA = 200_000  # transitions from which `mode2_success_200k` has to come
@@ -122,7 +114,7 @@ class TwoRoomsExam:
         name: str = "two_rooms",
         note: str | None = None,
     ) -> None:
-        self.world, self.name, self.batch, self.radius = world, name, batch, radius
+        self.world, self.batch, self.radius = world, batch, radius
         self.planner, self.planners, self.larger, self.search = planner, planners, larger, search
         self.reactive_noise = reactive_noise
         self.quarter, self.walker, self.cloning = quarter, walker, dict(cloning or {})
@@ -130,8 +122,7 @@ class TwoRoomsExam:
         self.tasks, self.fewer = first_tasks(tasks, episodes), first_tasks(tasks, planner_episodes)
         self.diagnosed = first_tasks(self.tasks, diagnosis_episodes) if diagnosis_episodes else None
         self.world_model_exam = WorldModelExam(world, probe_walks, test_walks, pushes, rank_layouts)
-        self.targets = {key: dict(target) for key, target in (targets or {}).items()}
-        self.protocol = {
+        protocol = {
             "episodes": episodes,
             "episodes_planner_table": planner_episodes,
             "episodes_diagnosis": diagnosis_episodes,
@@ -142,7 +133,8 @@ class TwoRoomsExam:
             "resolution": world.observation_shape[-1],
             "pushes": pushes,
             "intervals": "95 %: Wilson for shares, bootstrap over layouts for R2, Student's t for other means",
-        } | ({} if note is None else {"note": note})
+        }
+        self.report = Report(name, protocol, targets, note)
 
     def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
@@ -188,23 +180,19 @@ class TwoRoomsExam:
         metrics = _metrics(main.rows(), tables.get("modes")) | model.metrics
         if 0 < training.get("train_transitions", 0) <= SMALL_DATA:
             metrics["mode2_success_200k"] = metrics["mode2_success"]
+        report = self.report
         if stage.cost is not None:  # making it compares the critic's signature with the intrinsic cost: see `Cost`
-            self.protocol["intrinsic cost"] = "the same sha256 before and after every stage"
-        results = Results(
-            experiment=self.name,
-            date=provenance.today(),
-            git=provenance.git_sha(),
-            machine=provenance.machine(),
-            seeds=[seed],
-            protocol=self.protocol,
-            metrics=metrics,
+            proven = {"intrinsic cost": "the same sha256 before and after every stage"}
+            report = replace(report, protocol={**report.protocol, **proven})
+        results = report.write(
+            out,
+            seed,
+            metrics,
+            {**training, "ms_per_decision": metrics["ms_per_decision"].value},
             floors=floors,
             controls=model.controls | _controls(tables.get("modes")),
             tables=tables,
-            cost={**training, "ms_per_decision": metrics["ms_per_decision"].value},
-            targets=self.targets,
         )
-        save(results, out / f"seed_{seed}.json")
         self._pictures(out / "figures", results)
         draw_all(
             out / "figures",
@@ -220,7 +208,7 @@ class TwoRoomsExam:
             seed,
             self.radius,
         )
-        return {key: figure.value for key, figure in metrics.items()}
+        return results.values
 
     def _modes(self, stage: Examinee, make_agent: Callable[..., Acting], seed: int, bar: Progress) -> dict[str, Rows]:
         """Mode-1, and Mode-2 with a quarter of its samples, by where its search starts."""
@@ -265,7 +253,7 @@ class TwoRoomsExam:
         bars: dict[str, Figure] = {key: row for key, row in results.floors.items() if not key.endswith("_ever")}
         modes = {"Mode-1 (learned)": "mode1_success", "Mode-2 (learned)": "mode2_success"}
         learned = {label: results.metrics[key] for label, key in modes.items() if key in results.metrics}
-        target = self.targets.get("mode2_success", {}).get("at_least")
+        target = results.targets.get("mode2_success", {}).get("at_least")
         success_figure(folder / "success.png", bars | learned, tuple(learned), "Success at the last step", target)
 
 

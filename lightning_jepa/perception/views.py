@@ -7,6 +7,7 @@ Legend: B batch, C H W image.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Generator, Tensor, nn
 from lightning_jepa.types import Window
 
 
-class Views(nn.Module):
+class Views(nn.Module, ABC):
     """What makes x and y of a picture; a subclass says how. The same seed and step make the same views.
 
     Args:
@@ -47,9 +48,9 @@ class Views(nn.Module):
         twice = {name: getattr(window, name).repeat_interleave(2, 1) for name in ("body", "energies", "truth", "times")}
         return window._replace(observations=torch.stack([x, y], 1), actions=nothing, plans=nothing, **twice)
 
+    @abstractmethod
     def pair(self, pictures: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """uint8 [B, C, H, W] -> x and y of the same shape."""
-        raise NotImplementedError
 
 
 class TwoViews(Views):

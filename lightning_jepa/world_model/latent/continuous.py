@@ -6,13 +6,13 @@ Legend: N transitions, Z latent, D state, A action, S starts.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_jepa.world_model.latent.gaussian import GaussianPrior
+from lightning_jepa.world_model.latent.gaussian import GaussianLatent
 from lightning_jepa.world_model.latent.inference import Inferred, Predict, descend, distance
 
 
-class ContinuousLatent(nn.Module):
+class ContinuousLatent(GaussianLatent):
     """z of Z real numbers; R(z) = strength |z|^2.
 
     What limits its information is that it has few numbers (paper section 4.4, Fig. 12): with as many as the state and
@@ -43,15 +43,13 @@ class ContinuousLatent(nn.Module):
         rate: float = 0.2,
         spread: float = 1.0,
     ) -> None:
-        super().__init__()
         if min(size, starts, steps) < 1 or strength < 0 or not rate > 0 or not spread > 0:
             raise ValueError(
                 f"size={size}, starts={starts}, steps={steps}, strength={strength}, rate={rate}, spread={spread}: give "
                 f"counts of at least 1, a strength of at least 0, a rate and a spread above 0"
             )
-        self.size = self.noise = size
+        super().__init__(size, state_size, action_size)
         self.strength, self.starts, self.steps, self.rate, self.spread = strength, starts, steps, rate, spread
-        self.prior = GaussianPrior(size, state_size, action_size)
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By descent from several starts, the best of which counts."""
@@ -69,21 +67,8 @@ class ContinuousLatent(nn.Module):
         z = found.view(self.starts, count, self.size)[best, torch.arange(count, device=s.device)]
         predicted = predict(rows[:count], z)
         error = distance(s_y, predicted)
-        return Inferred(z, predicted, error, self.regulariser(z), error, {"prior": self.prior.surprise(z, s, a)})
+        return Inferred(z, predicted, error, self.regulariser(z), error, {"prior": self.surprise(z, s, a)})
 
     def regulariser(self, z: Tensor) -> Tensor:
         """R(z), [M, Z] -> [M]."""
         return self.strength * z.square().sum(-1)
-
-    def draw(self, s: Tensor, a: Tensor, uniform: Tensor) -> Tensor:
-        """Z at quantiles [N, Z] of the prior."""
-        return self.prior.draw(s, a, uniform)
-
-    def outcomes(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """A few z, spread evenly over the prior: [N, M, Z] and [N, M]."""
-        return self.prior.outcomes(s, a)
-
-    def likeliest(self, s: Tensor, a: Tensor) -> Tensor:
-        """The prior's mean, [N, D], [N, A] -> [N, Z]."""
-        mean: Tensor = self.prior(s, a)[0]
-        return mean

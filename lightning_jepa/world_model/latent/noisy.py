@@ -6,14 +6,14 @@ Legend: N transitions, Z latent, D state, A action.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_jepa.layers import mlp
-from lightning_jepa.world_model.latent.gaussian import GaussianPrior
+from lightning_jepa.world_model.latent.gaussian import GaussianLatent
 from lightning_jepa.world_model.latent.inference import Inferred, Predict, descend, distance
 
 
-class NoisyLatent(nn.Module):
+class NoisyLatent(GaussianLatent):
     """Amortised inference z ~ q(z | s_x, a, s_y) = N(mean, std^2), with R = strength KL(q | p(z | s, a)).
 
     The regulariser bounds the information of z in nats, as in a variational autoencoder. In training z is drawn; when
@@ -42,15 +42,13 @@ class NoisyLatent(nn.Module):
         rate: float = 0.1,
         hidden: int = 128,
     ) -> None:
-        super().__init__()
         if size < 1 or refinement < 0 or not strength > 0 or not rate > 0:
             raise ValueError(
                 f"size={size}, refinement={refinement}, strength={strength}, rate={rate}: give a size of at least 1, "
                 f"refinement of at least 0, a strength and a rate above 0"
             )
-        self.size = self.noise = size
+        super().__init__(size, state_size, action_size)
         self.strength, self.refinement, self.rate = strength, refinement, rate
-        self.prior = GaussianPrior(size, state_size, action_size)
         self.guess = mlp(2 * state_size + action_size, hidden, 2 * size, 1)
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
@@ -74,16 +72,3 @@ class NoisyLatent(nn.Module):
         predicted = predict(rows, z)
         error = distance(s_y, predicted)
         return Inferred(z.detach(), predicted, error, information, error, {"information": information})
-
-    def draw(self, s: Tensor, a: Tensor, uniform: Tensor) -> Tensor:
-        """Z at quantiles [N, Z] of the prior."""
-        return self.prior.draw(s, a, uniform)
-
-    def outcomes(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """A few z, spread evenly over the prior: [N, M, Z] and [N, M]."""
-        return self.prior.outcomes(s, a)
-
-    def likeliest(self, s: Tensor, a: Tensor) -> Tensor:
-        """The prior's mean, [N, D], [N, A] -> [N, Z]."""
-        mean: Tensor = self.prior(s, a)[0]
-        return mean

@@ -6,13 +6,13 @@ Legend: N transitions, Z latent, D state, A action.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_jepa.world_model.latent.gaussian import GaussianPrior
+from lightning_jepa.world_model.latent.gaussian import GaussianLatent
 from lightning_jepa.world_model.latent.inference import Inferred, Predict, distance
 
 
-class SparseLatent(nn.Module):
+class SparseLatent(GaussianLatent):
     """z of many numbers, few of which are not zero: R(z) = strength |z|_1 (paper section 4.4, Fig. 12c).
 
     FISTA: a gradient step on the distance, then each number is drawn to zero by the rate times the strength, with
@@ -34,15 +34,13 @@ class SparseLatent(nn.Module):
     def __init__(
         self, size: int, state_size: int, action_size: int, strength: float = 0.02, steps: int = 20, rate: float = 1.0
     ) -> None:
-        super().__init__()
         if min(size, steps) < 1 or not strength > 0 or not rate > 0:
             raise ValueError(
                 f"size={size}, steps={steps}, strength={strength}, rate={rate}: give counts of at least 1, and a "
                 f"strength and a rate above 0"
             )
-        self.size = self.noise = size
+        super().__init__(size, state_size, action_size)
         self.strength, self.steps, self.rate = strength, steps, rate
-        self.prior = GaussianPrior(size, state_size, action_size)
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By FISTA from a small random z: at 0 itself a network may have no slope to tell codes apart."""
@@ -60,17 +58,4 @@ class SparseLatent(nn.Module):
         predicted = predict(rows, z)
         error = distance(s_y, predicted)
         regulariser = self.strength * z.abs().sum(-1)
-        return Inferred(z, predicted, error, regulariser, error, {"prior": self.prior.surprise(z, s, a)})
-
-    def draw(self, s: Tensor, a: Tensor, uniform: Tensor) -> Tensor:
-        """Z at quantiles [N, Z] of the prior."""
-        return self.prior.draw(s, a, uniform)
-
-    def outcomes(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """A few z, spread evenly over the prior: [N, M, Z] and [N, M]."""
-        return self.prior.outcomes(s, a)
-
-    def likeliest(self, s: Tensor, a: Tensor) -> Tensor:
-        """The prior's mean, [N, D], [N, A] -> [N, Z]."""
-        mean: Tensor = self.prior(s, a)[0]
-        return mean
+        return Inferred(z, predicted, error, regulariser, error, {"prior": self.surprise(z, s, a)})
