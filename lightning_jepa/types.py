@@ -5,6 +5,7 @@ Legend: B batch, T time, C H W image, D state, A action, S candidates, N truth (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,6 +50,11 @@ class Modulation(NamedTuple):
     goal: Tensor  # [B, D]: the encoded goal
     u: Tensor | None = None  # [B, K]: weights of the intrinsic cost's terms; 1 each where there are none
     v: Tensor | None = None  # [B, J]: weights of the critics; 1 each where there are none
+
+    def of(self, rows: Sequence[int]) -> Modulation:
+        """That of some rows of the batch."""
+        u, v = (None if part is None else part[list(rows)] for part in (self.u, self.v))
+        return Modulation(self.goal[list(rows)], u, v)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,13 @@ TEST_CONF = Path(__file__).parent / "conf"
 Compose = Callable[..., DictConfig]
 
 
+def configuration(root: Path, run: str, *overrides: str, experiment: str = "two_rooms_tiny") -> DictConfig:
+    """A small experiment, whose run folder is ROOT/RUN."""
+    settings = [f"hydra.searchpath=[file://{TEST_CONF}]", f"experiment={experiment}", f"paths.root={root}"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("config", [*settings, f"paths.out={root}/{run}", *overrides])
+
+
 @pytest.fixture(autouse=True)
 def own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has a root of its own, and the environment of no cluster or server."""

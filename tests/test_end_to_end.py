@@ -1,4 +1,4 @@
-"""The whole chain on the real parts: collect, pretrain, evaluate, again, from any stage; and that it learns."""
+"""The whole chain on the real parts: collect, pretrain, evaluate, again, from any stage."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEST_CONF
-from hydra import compose, initialize_config_dir
+from conftest import TEST_CONF, configuration
 from mlflow.tracking import MlflowClient
 from omegaconf import DictConfig
 from PIL import Image
 
 from data_pipelines.schema import Manifest
 from data_pipelines.shards import verify
-from lightning_jepa import checkpoint, pipeline, train
-from lightning_jepa.build import build
+from lightning_jepa import checkpoint, pipeline
 from lightning_jepa.evaluation import results
 from lightning_jepa.evaluation.results import Results
 from lightning_jepa.evaluation.tables import main_tables, summary
-from lightning_jepa.paths import CONF
 
 pytestmark = pytest.mark.slow
 
@@ -55,12 +52,6 @@ class Chain:
 
     def results(self) -> Results:
         return results.load(self.written)
-
-
-def configuration(root: Path, run: str, *overrides: str) -> DictConfig:
-    settings = [f"hydra.searchpath=[file://{TEST_CONF}]", "experiment=two_rooms_tiny", f"paths.root={root}"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return compose("config", [*settings, f"paths.out={root}/{run}", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -223,10 +214,7 @@ def test_the_pipeline_goes_on_from_where_a_folder_is(chain: Chain, tmp_path: Pat
 
 def test_a_critic_of_pain_from_a_world_to_its_results(tmp_path: Path) -> None:
     """The experiment `hazards` at its smallest: what is felt goes through shards, world model, critic and exam."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        settings = [f"hydra.searchpath=[file://{TEST_CONF}]", "experiment=hazards_tiny", f"paths.root={tmp_path}"]
-        cfg = compose("config", [*settings, f"paths.out={tmp_path}/run", "tracking=none"])
-    written = pipeline.pipeline(cfg)
+    written = pipeline.pipeline(configuration(tmp_path, "run", "tracking=none", experiment="hazards_tiny"))
     assert written == tmp_path / "results" / "hazards_tiny.json"
     found = results.load(written)
     keys = {"critic_rank_correlation", "short_horizon_with_critic", "short_horizon_without", "long_horizon"}
@@ -274,44 +262,3 @@ def test_two_processes_train_as_one_run(chain: Chain, own_root: Path) -> None:
     assert answer.stdout.count("trained 30 steps") == 1
     answer = command(*launch, "train=critic", f"init_from={chain.checkpoint}", *DDP, root=own_root)
     assert answer.stdout.count("trained 6 steps") == 1
-
-
-def test_it_learns(tmp_path: Path) -> None:
-    """300 steps, with the action's term first: the agent can be read off the state, and predictions of eight steps beat
-    the last state copied, and those from other episodes' actions, twofold."""
-    cfg = configuration(
-        tmp_path,
-        "learns",
-        "tracking=none",
-        "world.episode_steps=30",
-        "collection.episodes={train: 200, val: 60}",
-        "collection.episodes_per_shard=50",
-        "perception.channels=8",
-        "world_model.hidden=16",
-        "world_model.depth=2",
-        "criterion.inverse_dynamics.every=1",
-        "stage.geometry=null",
-        "~stage.weights.contrast",
-        "stage.weights={prediction: 1, inverse_dynamics: 10}",
-        "stage.optimizer.lr=4e-3",
-        "data.steps_per_epoch=300",
-        "trainer.max_epochs=1",
-        "trainer.precision=32-true",
-    )
-    build(cfg.collection).run()
-    done = train.train(cfg)
-    assert (done["probe/agent_x_r2"] + done["probe/agent_y_r2"]) / 2 > 0.6
-    assert done["monitor/effective_rank"] > 8
-
-    jepa = checkpoint.load_stage(done["checkpoint"]).jepa
-    batches = [windows[0] for windows in build(cfg.data).val_dataloader()]
-    observations, actions = (
-        torch.cat([getattr(w, name)[w.mask] for w in batches]) for name in ("observations", "actions")
-    )
-    with torch.no_grad():
-        states = jepa.encode(observations)
-        error = jepa.energies(states, actions[:, :, 0], horizon=8)["prediction"].mean()
-        shuffled = jepa.energies(states, actions[:, :, 0].roll(1, 0), horizon=8)["prediction"].mean()
-        copied = (states[:, 1:] - states[:, :1]).square().mean()
-    assert error < copied / 2
-    assert error < shuffled / 2

@@ -111,7 +111,7 @@ def test_padding_does_not_count(shards: str, tmp_path: Path) -> None:
     assert len(windows.mask) == 10
     with torch.no_grad():
         states = module.jepa.encode(windows.observations)
-        expected = module.jepa.energies(states, windows.actions[:, :, 0], 4, 4)["prediction"].mean()
+        expected = module.jepa.predictions(states, windows.actions[:, :, 0], states, 4, 4)[1]["prediction"].mean()
     assert torch.allclose(validated.callback_metrics["val/prediction"], expected)
 
 

@@ -84,11 +84,11 @@ def test_the_body_stays_readable_at_the_end_of_states_and_is_predicted() -> None
     for t in range(3):
         felt = ego(predicted[:, t, :18], felt, actions[:, t])
         torch.testing.assert_close(predicted[:, t, 18:], felt)
-    energies = jepa.energies(states, actions, horizon=3)
     error = (predicted - states[:, 1:]).square()[:, None]
-    torch.testing.assert_close(energies["prediction"], error[..., :18].mean(-1))
+    found = jepa.predictions(states, actions, states, 3)[1]["prediction"]
+    torch.testing.assert_close(found, error[..., :18].mean(-1))
     felt = ego(states[:, 1:, :18], body[:, :-1], actions)
-    torch.testing.assert_close(energies["body"], (felt - body[:, 1:]).square().mean(-1))
+    torch.testing.assert_close(jepa.felt(states, actions), (felt - body[:, 1:]).square().mean(-1))
     with pytest.raises(ValueError, match=r"a body of shape \(3, 4, 1\)"):
         jepa.encode(torch.zeros(3, 4, 2, 3, 3, dtype=torch.uint8), body[..., :1])
     with pytest.raises(ValueError, match="body_size=0"):

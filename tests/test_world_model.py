@@ -179,16 +179,21 @@ def test_gradients_of_a_plan_reach_actions_only_of_the_past(jepa: JEPA) -> None:
     assert all(p.grad is None for p in jepa.parameters())
 
 
+def predicted(jepa: JEPA, states: Tensor, actions: Tensor, horizon: int, every: int = 1) -> Tensor:
+    """The prediction energy [B, N, H]."""
+    return jepa.predictions(states, actions, states, horizon, every)[1]["prediction"]
+
+
 def test_prediction_energy_is_the_squared_distance_to_what_was_encoded() -> None:
     """E[t, k] = |s[t+k] - s~[t+k]|^2 / D, zero for true dynamics."""
     actions = torch.randn(3, 9, 2)
     true = torch.cat([torch.zeros(3, 1, 2), actions.cumsum(1)], 1)
     jepa = JEPA(Identity(2), Adds())
     for every, starts in ((1, 6), (2, 3), (5, 2)):
-        energy = jepa.energies(true, actions, horizon=4, every=every)["prediction"]
+        energy = predicted(jepa, true, actions, 4, every)
         assert energy.shape == (3, starts, 4)
         torch.testing.assert_close(energy, torch.zeros_like(energy), atol=1e-10, rtol=0)
-    still = jepa.energies(true, torch.zeros_like(actions), horizon=4, every=2)["prediction"]
+    still = predicted(jepa, true, torch.zeros_like(actions), 4, 2)
     expected = torch.stack([(true[:, t + 1 : t + 5] - true[:, t : t + 1]).square().mean(-1) for t in (0, 2, 4)], 1)
     torch.testing.assert_close(still, expected)
 
@@ -197,7 +202,7 @@ def test_energy_trains_both_branches(predictor: nn.Module) -> None:
     """No stop-gradient: dE/ds is not zero for the states predicted from, nor for those compared with."""
     jepa = JEPA(Identity(18), predictor)
     states = torch.randn(2, 6, 18, requires_grad=True)
-    energy = jepa.energies(states, torch.randn(2, 5, 2), horizon=3)["prediction"]
+    energy = predicted(jepa, states, torch.randn(2, 5, 2), 3)
     grad = torch.autograd.grad(energy[:, 0, 2].sum(), states)[0].abs().sum((0, 2))
     assert grad[0] > 0
     assert grad[3] > 0
@@ -208,7 +213,7 @@ def test_prediction_energy_reaches_encoder_and_predictor() -> None:
     encoder = ConvEncoder(widths=(4, 4), channels=2)
     jepa = JEPA(encoder, stir(ConvPredictor(encoder.state_shape, 2, hidden=4)))
     states = jepa.encode(torch.randint(0, 256, (2, 5, 2, 33, 33), dtype=torch.uint8))
-    jepa.energies(states, torch.randn(2, 4, 2), horizon=2)["prediction"].mean().backward()
+    predicted(jepa, states, torch.randn(2, 4, 2), 2).mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in jepa.parameters())
 
 
@@ -226,10 +231,10 @@ def test_training_recovers_the_dynamics() -> None:
 
     for _ in range(300):
         optimizer.zero_grad()
-        jepa.energies(*batch(), horizon=2)["prediction"].mean().backward()
+        predicted(jepa, *batch(), 2).mean().backward()
         optimizer.step()
     states, actions = batch()
-    error = jepa.energies(states, actions, horizon=2)["prediction"].mean()
+    error = predicted(jepa, states, actions, 2).mean()
     copy_last = (states[:, 2] - states[:, 0]).square().mean()
     assert error < 0.05 * copy_last
 
@@ -244,13 +249,13 @@ def test_training_recovers_the_dynamics() -> None:
         ("predict", [(3, 3, 18), (3, 2, 2)]),
         ("rollout", [(3, 18), (3, 4, 2)]),
         ("rollout", [(3, 1, 18), (3, 4, 5, 2)]),
-        ("energies", [(3, 6, 18), (3, 6, 2)]),
-        ("energies", [(3, 3, 18), (3, 2, 2)]),
+        ("predictions", [(3, 6, 18), (3, 6, 2), (3, 6, 18)]),
+        ("predictions", [(3, 3, 18), (3, 2, 2), (3, 3, 18)]),
     ],
 )
 def test_shapes_that_do_not_fit_are_told(call: str, shapes: list[tuple[int, ...]]) -> None:
     jepa = JEPA(Identity(18), PREDICTORS["residual"]())
-    extra = {"horizon": 3} if call == "energies" else {}
+    extra = {"horizon": 3} if call == "predictions" else {}
     with pytest.raises(ValueError, match=r"expected|needs|give"):
         getattr(jepa, call)(*(torch.randn(shape) for shape in shapes), **extra)
 
@@ -273,7 +278,7 @@ def test_a_history_is_never_longer_than_it_was_trained_for() -> None:
     with pytest.raises(ValueError, match="history=3"):
         predictor(torch.randn(1, 4, 18), torch.randn(1, 4, 2))
     with pytest.raises(ValueError, match="at most 2"):
-        JEPA(Identity(18), predictor).energies(torch.randn(1, 5, 18), torch.randn(1, 4, 2), horizon=2)
+        predicted(JEPA(Identity(18), predictor), torch.randn(1, 5, 18), torch.randn(1, 4, 2), 2)
 
 
 @pytest.mark.parametrize(

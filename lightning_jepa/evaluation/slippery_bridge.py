@@ -19,8 +19,10 @@ from lightning_jepa.evaluation.episodes import share
 from lightning_jepa.evaluation.probes import LinearProbe, fit_probe
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Rows, mean
-from lightning_jepa.protocols import BranchingModel, EnergyModel, Planner, World
+from lightning_jepa.protocols import BranchingModel, EnergyModel, World
 from lightning_jepa.types import Modulation
+
+Searcher = ScenarioPlanner | TreeSearch
 
 
 class BridgeWorld(World, Protocol):
@@ -112,7 +114,7 @@ class SlipperyBridgeExam:
         stage.eval()
         cost = OffTheLine(self._probe(jepa, generator), self.world.middle, self.world.unit)
         tree = TreeSearch([[1.0], [-1.0]], 3, self.simulations, most=2 * 60.0)
-        planners: dict[str, Planner] = {"tree": tree, "scenarios": self.scenarios}  # type: ignore[dict-item]
+        planners: dict[str, Searcher] = {"tree": tree, "scenarios": self.scenarios}
         risks: dict[str, Rows] = {}
         for tenths in range(10):
             ids = self._with_slip(tenths, generator)
@@ -149,7 +151,7 @@ class SlipperyBridgeExam:
         states = jepa.encode(self.world.reset(ids, places)[:, None])[:, 0].float()
         return fit_probe(states, places, ids)
 
-    def _choose(self, jepa: Model, planner: Any, cost: OffTheLine, ids: Tensor, generator: Generator) -> Tensor:
+    def _choose(self, jepa: Model, planner: Searcher, cost: OffTheLine, ids: Tensor, generator: Generator) -> Tensor:
         """The plans [N, 3] at the beginning, in layouts [N]."""
         s = jepa.encode(self.world.reset(ids, self.world.starts(len(ids), generator))[:, None])[:, 0].float()
         return planner.plan(s, jepa, cost, Modulation(s), generator=generator).actions[..., 0]

@@ -90,9 +90,9 @@ class JEPAPretraining(L.LightningModule):
         """Take the statistics of the pictures, and the names of the factors that probes look for, from the data."""
         if stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit, unknown to its stubs
-            self.jepa.encoder.standardise.set(*data.statistics)  # type: ignore[attr-defined]  # every encoder has it
-            if self.target is not None:
-                self.target.encoder.standardise.set(*data.statistics)  # type: ignore[union-attr, operator]
+            for encoder in (self.jepa, self.target):
+                if encoder is not None:
+                    encoder.encoder.standardise.set(*data.statistics)  # type: ignore[operator, union-attr]  # all have it
             self.probe = LinearProbe(data.manifest.truth_names)
 
     def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:

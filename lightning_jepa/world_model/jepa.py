@@ -275,22 +275,6 @@ class JEPA(nn.Module):
         felt = self.ego(states[:, 1:, :split], states[:, :-1, split:], actions / self.action_scale)
         return (felt - states[:, 1:, split:]).square().mean(-1)
 
-    def energies(self, states: Tensor, actions: Tensor, horizon: int, every: int = 1) -> dict[str, Tensor]:
-        """Multi-step prediction energy of encoded trajectories (paper section 4.4), its terms unweighted.
-
-        Args:
-            states, actions, horizon, every: see `predictions`.
-
-        Returns:
-            `prediction` [B, N, H], whose mean over B and N is the error at each step ahead; and `body` [B, T - 1] if
-            there is one, see `felt`.
-
-        Raises:
-            ValueError: as `predictions`.
-        """
-        energies = self.predictions(states, actions, states, horizon, every)[1]
-        return energies if self.ego is None else energies | {"body": self.felt(states, actions)}
-
     def _check(self, s: Tensor, s_dims: int, actions: Tensor, action_dims: int, expected: str) -> None:
         sizes = (self.state_size, self.action_size)
         fits = s.dim() == s_dims and actions.dim() == action_dims and s.shape[0] == actions.shape[0]

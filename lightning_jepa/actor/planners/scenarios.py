@@ -65,7 +65,7 @@ class ScenarioPlanner:
         """See `protocols.Planner`. Spends M times the model steps; the plan's states are those of one scenario."""
         uniform = torch.rand(self.scenarios, self.horizon, world_model.noise, generator=generator)
         futures = _Futures(world_model, uniform)
-        found = self.planner.plan(s, futures, _Risk(cost, self), modulation, start, generator)  # type: ignore[arg-type]
+        found = self.planner.plan(s, futures, _Risk(cost, self), modulation, start, generator)
         states = found.states.unflatten(-1, (self.scenarios, -1))[..., 0, :]
         return Plan(found.actions, states, found.cost, found.evaluations * self.scenarios)
 
@@ -81,6 +81,10 @@ class _Futures:
 
     def __init__(self, world_model: EnergyModel, uniform: Tensor) -> None:
         self.world_model, self.uniform = world_model, uniform
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        """See `protocols.WorldModel`: of one scenario, as what is seen has happened."""
+        return self.world_model.encode(observations, body)
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
         """See `protocols.WorldModel`."""

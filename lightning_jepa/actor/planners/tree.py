@@ -165,7 +165,7 @@ class TreeSearch:
         s = torch.stack([node.state for node, _ in ends])
         actions = self.actions.to(s)[[k for _, k in ends]]
         states, chances = model.outcomes(s, actions)  # [N, M, D], [N, M]
-        given = Modulation(*(None if part is None else part[rows] for part in modulation))  # type: ignore[arg-type]
+        given = modulation.of(rows)
         # A sequence's cost has the critic's at its end: twice the same state, and the first of both is without.
         twice = states[:, :, None].expand(-1, -1, 2, -1)
         led = actions[:, None, None].expand(-1, states.shape[1], 2, -1)
