@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_jepa.build import build
+from lightning_jepa.types import Training
 
 LAST = Path("checkpoints", "last.ckpt")  # inside a run folder
 
@@ -86,6 +87,11 @@ def training_cost(content: Mapping[str, Any]) -> dict[str, float]:
         own = {f"{stage}_seconds": own["train_seconds"]}
     before: dict[str, float] = content.get("cost_before", {})
     return {**before, **{key: value + before.get(key, 0) for key, value in own.items()}}
+
+
+def training(content: Mapping[str, Any]) -> Training:
+    """`training_cost` of a checkpoint's content, and the curves of its own stage, if they were kept."""
+    return Training(training_cost(content), content.get("callbacks", {}).get("Curves", {}).get("curves", {}))
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

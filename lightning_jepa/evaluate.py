@@ -34,15 +34,15 @@ def evaluate(cfg: DictConfig) -> Path:
         raise ValueError("no checkpoint to evaluate; give checkpoint=PATH, as printed at the end of training")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     stage = checkpoint.load_stage(cfg.checkpoint)
-    cost = checkpoint.training_cost(checkpoint.read(cfg.checkpoint))
+    training = checkpoint.training(checkpoint.read(cfg.checkpoint))
     exam, out = build(cfg.evaluation), Path(cfg.paths.out)
     path, memo = out / f"seed_{cfg.seed}.json", out / "exam.json"
-    asked = json.dumps({"evaluation": tracking.plain(cfg)["evaluation"], "training": cost}, indent=1)
+    asked = json.dumps({"evaluation": tracking.plain(cfg)["evaluation"], "training": dict(training.cost)}, indent=1)
     if cfg.resume == "auto" and path.is_file() and memo.is_file() and memo.read_text() == asked:
         return path
     memo.unlink(missing_ok=True)
     with tracking.tracked(cfg, "evaluate") as logger:
-        metrics = exam.run(stage, cfg.seed, out, cost)
+        metrics = exam.run(stage, cfg.seed, out, training)
         logger.log_metrics({f"exam/{key}": value for key, value in metrics.items()})
         tracking.log_files(logger, out, "exam")
     memo.write_text(asked)

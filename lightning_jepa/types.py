@@ -5,8 +5,8 @@ Legend: B batch, T time, C H W image, D state, A action, S candidates, N truth (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -65,6 +65,14 @@ class Plan:
     states: Tensor  # [B, H, D]: the predicted states that follow each action
     cost: Tensor  # [B]: total predicted cost of the sequence
     evaluations: int  # world-model steps spent for each episode
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is behind a checkpoint: what it cost, and how its monitors went."""
+
+    cost: Mapping[str, float] = field(default_factory=dict)  # seconds of each stage, frames, transitions
+    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)  # monitor -> (step, value), rising
 
 
 class Tasks(NamedTuple):

@@ -12,7 +12,9 @@ import torch
 
 from lightning_jepa import checkpoint
 from lightning_jepa.callbacks.checkpoints import LastCheckpoint
+from lightning_jepa.callbacks.curves import Curves
 from lightning_jepa.callbacks.training_cost import TrainingCost
+from lightning_jepa.types import Training
 
 CONFIG = {"name": "tiny", "seed": 0, "stage": {"_target_": "tiny.TinyStage", "size": 3, "lr": 0.1}}
 pytestmark = pytest.mark.usefixtures("trust_tiny")
@@ -28,7 +30,7 @@ def trained(folder: Path, steps: int, resume: Path | None = None, every: int = 1
         max_steps=steps,
         max_epochs=-1,
         logger=False,
-        callbacks=[last, TrainingCost(), checkpoint.EmbedConfig(CONFIG, "run7", {})],
+        callbacks=[last, TrainingCost(), Curves(), checkpoint.EmbedConfig(CONFIG, "run7", {})],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -102,6 +104,14 @@ def test_training_cost_adds_up_over_a_resume(tmp_path: Path) -> None:
     second = checkpoint.training_cost(checkpoint.read(tmp_path / checkpoint.LAST))
     assert second["train_frames"] == 5 * 4 * 2
     assert second["train_seconds"] > first["train_seconds"] > 0
+
+
+def test_curves_are_kept_over_a_resume(tmp_path: Path) -> None:
+    trained(tmp_path, 8)
+    trained(tmp_path, 12, resume=tmp_path / checkpoint.LAST)
+    curves = checkpoint.training(checkpoint.read(tmp_path / checkpoint.LAST)).curves
+    assert curves == {"monitor/step": [[4, 4.0], [8, 8.0], [12, 12.0]]}
+    assert checkpoint.training({"config": {}}) == Training()
 
 
 def test_another_architecture_names_what_differs(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lightning_jepa.evaluation.completion import CompletionExam, Readout
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.perception.conv import ConvEncoder
 from lightning_jepa.perception.pixels import PixelEncoder
+from lightning_jepa.types import Training
 from lightning_jepa.world_model.convolutional import ConvPredictor
 from lightning_jepa.world_model.jepa import JEPA
 from lightning_jepa.world_model.latent.discrete import DiscreteLatent
@@ -116,7 +117,7 @@ def test_the_exam_on_a_model_without_training(latent: bool, tmp_path: Path) -> N
     else:
         jepa = JEPA(encoder, ConvPredictor((8, 8, 8), 0, hidden=8, history=2))
     exam = CompletionExam(scenes=scenes(), clips=24, horizon=6, samples=2, probed=40, probe_steps=120)
-    metrics = exam.run(Stage(jepa), 0, tmp_path, {})
+    metrics = exam.run(Stage(jepa), 0, tmp_path, Training())
     found = load(tmp_path / "seed_0.json")
     precision = {name: [row[str(t)].value for t in range(1, 7)] for name, row in found.tables["location"].items()}
     assert precision["predicted"] == pytest.approx(precision["copy_last"], abs=1e-5)
@@ -132,7 +133,7 @@ def test_the_exam_on_a_model_that_knows_motion(tmp_path: Path) -> None:
     """One digit's flight, found by correlation, is enough to tell going back and other clips from going on."""
     jepa = Straight(PixelEncoder(1, SIDE, 8), ConvPredictor((64, 8, 8), 0, hidden=4, history=2))
     exam = CompletionExam(scenes=scenes(slowest=2.0), clips=24, horizon=3, probed=40, probe_steps=120)
-    metrics = exam.run(Stage(jepa), 0, tmp_path, {})
+    metrics = exam.run(Stage(jepa), 0, tmp_path, Training())
     assert metrics["auroc_time_reversal"] > 0.6
     assert metrics["auroc_other_clip"] > 0.9
 

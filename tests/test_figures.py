@@ -16,7 +16,7 @@ from lightning_jepa.evaluation.portraits import Overheard, Overseen
 from lightning_jepa.evaluation.results import load, merge, proportion
 from lightning_jepa.evaluation.two_rooms import TwoRoomsExam
 from lightning_jepa.evaluation.world_model_exam import WorldModelExam
-from lightning_jepa.types import Modulation, Plan, Tasks
+from lightning_jepa.types import Modulation, Plan, Tasks, Training
 
 EXAM_KEYS = {
     "mode2_success",
@@ -159,7 +159,7 @@ def exam(world: RoomsWorld, **changes) -> TwoRoomsExam:
 
 def test_the_exam_tells_a_model_that_sees_all_and_knows_no_walls(world, tmp_path):
     """Perfect perception, no walls imagined: probes right, every push leaks, every door passes, controls are worse."""
-    found = exam(world).run(Stage(), 3, tmp_path, {"train_seconds": 60.0, "train_transitions": 200_000})
+    found = exam(world).run(Stage(), 3, tmp_path, Training({"train_seconds": 60.0, "train_transitions": 200_000}))
     assert set(found) >= EXAM_KEYS
     assert found["mode2_success_200k"] == found["mode2_success"]
     assert found["probe_agent_r2"] > 0.99
@@ -206,7 +206,7 @@ def test_the_exam_tells_the_modes_apart(world, tmp_path):
     stage.cost, stage.policy = GoalEnergy(), Expert()
     few = {"planners": {}, "diagnosis_episodes": 0, "probe_walks": 40, "rank_layouts": 1}
     small = exam(world, cloning={"episodes": 4, "updates": 300, "batch": 16}, **few)
-    found = small.run(stage, 0, tmp_path, {})
+    found = small.run(stage, 0, tmp_path, Training())
     written = load(tmp_path / "seed_0.json")
     modes = written.tables["modes"]
     assert found["mode1_success"] == found["mode2_success"] == modes["quarter_cold"]["success"].value
@@ -221,7 +221,7 @@ def test_the_same_seed_gives_the_same_numbers_and_seeds_merge(tmp_path):
     short = RoomsWorld(TwoRoomsLayouts(), episode_steps=4)
     few = {"episodes": 2, "planner_episodes": 1, "diagnosis_episodes": 0, "probe_walks": 40, "rank_layouts": 1}
     small = exam(short, planners={}, larger=None, tasks=some_tasks(short, 2), **few)
-    much = {"train_transitions": 200_001}
+    much = Training({"train_transitions": 200_001})
     for folder in ("a", "b"):
         assert "mode2_success_200k" not in small.run(Stage(), 0, tmp_path / folder, much)
     first, second = (load(tmp_path / folder / "seed_0.json") for folder in ("a", "b"))

@@ -22,7 +22,7 @@ from lightning_jepa.evaluation.hazards import HazardsExam
 from lightning_jepa.evaluation.one_shot import OneShot
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.true_cost import CarefulExpert, cost_to_go
-from lightning_jepa.types import Modulation, Tasks
+from lightning_jepa.types import Modulation, Tasks, Training
 
 BODY = ("energy_level", "pain")
 WIDTH = 2.45
@@ -135,7 +135,7 @@ def exam(**changes: object) -> HazardsExam:
 def test_the_exam_of_an_agent_that_knows_no_walls(tmp_path: Path) -> None:
     """It runs into the wall at every horizon; what it does not know of pain, no weight can make it avoid."""
     stage = Stage()
-    found = exam().run(stage, 1, tmp_path, {"train_seconds": 60.0})
+    found = exam().run(stage, 1, tmp_path, Training({"train_seconds": 60.0}))
     assert found["evaluations_ratio"] == pytest.approx(1 / 6)
     assert 0.3 < found["critic_rank_correlation"] < 1
     assert found["short_horizon_with_critic"] < 0.5
@@ -155,10 +155,10 @@ def test_what_the_exam_refuses(tmp_path: Path) -> None:
     stage = Stage()
     stage.cost = None  # type: ignore[assignment]
     with pytest.raises(ValueError, match="evaluate a checkpoint of train=critic"):
-        exam().run(stage, 0, tmp_path, {})
+        exam().run(stage, 0, tmp_path, Training())
     other = Stage()
     other.intrinsic = IntrinsicCost({"goal": GoalEnergy()})
     with pytest.raises(ValueError, match=r"has the terms \['goal'\]"):
-        exam().run(other, 0, tmp_path, {})
+        exam().run(other, 0, tmp_path, Training())
     with pytest.raises(ValueError, match="at least three weights of pain, rising"):
         exam(doses=[1, 0, 2])

@@ -23,6 +23,7 @@ from lightning_jepa.perception.conv import ConvEncoder
 from lightning_jepa.perception.views import MaskedView, TwoViews, Views
 from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
 from lightning_jepa.stages.linear_probing import LinearProbing
+from lightning_jepa.types import Training
 from lightning_jepa.world_model.criteria.vicreg import VarianceCovariance
 from lightning_jepa.world_model.jepa import JEPA
 from lightning_jepa.world_model.residual import ResidualPredictor
@@ -83,7 +84,7 @@ def test_what_is_there_is_read_and_the_encoder_stays(folder: Path, tmp_path: Pat
     for now, then in zip(stage.encoder.parameters(), before, strict=True):
         assert torch.equal(now, then)
     exam = LabelExam(source=IdxPictures(str(folder), 20))
-    metrics = exam.run(stage, 0, tmp_path / "exam", {})
+    metrics = exam.run(stage, 0, tmp_path / "exam", Training())
     assert metrics["linear_probe"] == pytest.approx(float(fit.callback_metrics["val/accuracy"]))
     assert set(load(tmp_path / "exam" / "seed_0.json").tables["classes"]) == {"0", "1", "2"}
     with Image.open(tmp_path / "exam" / "figures" / "neighbours.png") as picture:
@@ -126,4 +127,4 @@ def test_what_can_not_be_is_refused(tmp_path: Path, folder: Path) -> None:
         probe(classes=1)
     exam = LabelExam(source=IdxPictures(str(folder), 20))
     with pytest.raises(ValueError, match="train=probe"):
-        exam.run(nn.Linear(2, 2), 0, tmp_path, {})  # type: ignore[arg-type]  # no probe
+        exam.run(nn.Linear(2, 2), 0, tmp_path, Training())  # type: ignore[arg-type]  # no probe

@@ -17,6 +17,7 @@ from lightning_jepa.actor.planners.scenarios import ScenarioPlanner
 from lightning_jepa.evaluation.fork import ForkExam
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.slippery_bridge import SlipperyBridgeExam
+from lightning_jepa.types import Training
 
 HALF_TURN = 3.14159265
 
@@ -179,8 +180,8 @@ class Stage(nn.Module):
 
 def test_the_fork_exam_on_who_knows_and_who_averages(tmp_path: Path) -> None:
     exam = ForkExam(world=ForkWorld(PillarLayouts()), transitions=300, samples=100, angles=13)
-    knows = exam.run(Stage(KnowsForks(blurred=False)), 0, tmp_path / "knows", {})
-    averages = exam.run(Stage(KnowsForks(blurred=True)), 0, tmp_path / "averages", {})
+    knows = exam.run(Stage(KnowsForks(blurred=False)), 0, tmp_path / "knows", Training())
+    averages = exam.run(Stage(KnowsForks(blurred=True)), 0, tmp_path / "averages", Training())
     assert knows["mode_recall"] > 0.99
     assert knows["auroc_true_against_average"] > 0.99
     assert knows["calibration_error"] < 0.05
@@ -239,8 +240,8 @@ def test_the_bridge_exam_on_who_knows_and_who_averages(tmp_path: Path) -> None:
         kappas=[0.0, 2.0],
         probed=300,
     )
-    knows = exam.run(Stage(KnowsBridges(blurred=False)), 0, tmp_path / "knows", {})
-    averages = exam.run(Stage(KnowsBridges(blurred=True)), 0, tmp_path / "averages", {})
+    knows = exam.run(Stage(KnowsBridges(blurred=False)), 0, tmp_path / "knows", Training())
+    averages = exam.run(Stage(KnowsBridges(blurred=True)), 0, tmp_path / "averages", Training())
     assert knows["safe_choice"] == 1
     assert knows["safe_choice_scenarios"] > 0.9
     assert knows["bridge_choice_where_slips_are_rare"] > 0.9

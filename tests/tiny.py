@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_jepa.evaluation import results
-from lightning_jepa.types import Window
+from lightning_jepa.types import Training, Window
 
 DIGEST = "0123456789abcdef"
 
@@ -87,6 +87,7 @@ class TinyStage(L.LightningModule):
 
     def validation_step(self, batch: tuple[Window, ...], index: int) -> None:
         self.log("val/energy", self.energy(batch), batch_size=4)
+        self.log("monitor/step", float(self.global_step), batch_size=4)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.lr)
@@ -106,11 +107,11 @@ class TinyExam:
     def __init__(self, experiment: str) -> None:
         self.experiment = experiment
 
-    def run(self, stage: L.LightningModule, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+    def run(self, stage: L.LightningModule, seed: int, out: Path, training: Training) -> dict[str, float]:
         assert not stage.training
         rows = {"mode2_success": results.proportion(8 + seed, 10)}
         found = results.Results(
-            self.experiment, "2026-01-01", "abc", "1 core", [seed], {"episodes": 10}, rows, cost={**training}
+            self.experiment, "2026-01-01", "abc", "1 core", [seed], {"episodes": 10}, rows, cost={**training.cost}
         )
         results.save(found, out / f"seed_{seed}.json")
         (out / "figure.txt").write_text("a picture")

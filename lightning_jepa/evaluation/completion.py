@@ -20,6 +20,7 @@ from lightning_jepa.evaluation.ranking import auroc
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.protocols import EnergyModel
+from lightning_jepa.types import Training
 
 BATCH = 64
 PLACES = 8  # along each side of the map of places
@@ -95,7 +96,7 @@ class CompletionExam:
         }
         self.report = Report(name, protocol, targets, note)
 
-    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+    def run(self, stage: Examinee, seed: int, out: Path, training: Training) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
         stage.to(torch.device("cpu"))
         stage.eval()
@@ -129,7 +130,7 @@ class CompletionExam:
             out,
             seed,
             metrics,
-            training,
+            training.cost,
             floors={f"location_map_{name}": mean([sum(precision[name]) / self.horizon]) for name in _FLOORS},
             controls={"location_map": {"encoded": mean([sum(precision["encoded"]) / self.horizon])}},
             tables={"location": rows},

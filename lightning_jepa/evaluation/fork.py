@@ -21,6 +21,7 @@ from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.evaluation.states import encode_at
 from lightning_jepa.evaluation.world import ExamWorld, draw_layouts, draw_positions
 from lightning_jepa.protocols import EnergyModel
+from lightning_jepa.types import Training
 
 NEAR = 0.25  # a sample belongs to a mode if it is nearer than this to it, in units of the distance between modes
 
@@ -76,7 +77,7 @@ class ForkExam:
         self.report = Report(name, protocol, targets, note)
 
     @torch.no_grad()
-    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+    def run(self, stage: Examinee, seed: int, out: Path, training: Training) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
         stage.to(self.world.device)
         stage.eval()
@@ -133,7 +134,7 @@ class ForkExam:
             f"{angle:g}": {"energy": mean(energy(s_y).tolist())}
             for angle, s_y in zip(degrees.tolist(), self._seen(jepa, some, degrees).unbind(1), strict=True)
         }
-        results = self.report.write(out, seed, metrics, training, tables={"continuum": curve})
+        results = self.report.write(out, seed, metrics, training.cost, tables={"continuum": curve})
         continuum_figure(out / "figures" / "continuum.png", {self.report.experiment: curve}, self._angles())
         return results.values
 

@@ -36,7 +36,7 @@ from lightning_jepa.evaluation.states import encode_at
 from lightning_jepa.evaluation.true_cost import CarefulExpert, cost_to_go
 from lightning_jepa.evaluation.world import HazardWorld, draw_positions
 from lightning_jepa.protocols import Planner, WorldModel
-from lightning_jepa.types import Modulation, Tasks
+from lightning_jepa.types import Modulation, Tasks, Training
 
 
 class Examinee(Trained, Protocol):
@@ -118,7 +118,7 @@ class HazardsExam:
         }
         self.report = Report(name, protocol, targets, note)
 
-    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+    def run(self, stage: Examinee, seed: int, out: Path, training: Training) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
 
         Raises:
@@ -173,7 +173,7 @@ class HazardsExam:
             out,
             seed,
             metrics,
-            {**training, "ms_per_decision": metrics["ms_per_decision"].value},
+            {**training.cost, "ms_per_decision": metrics["ms_per_decision"].value},
             floors=floors,
             controls={
                 "critic_rank_correlation": {

@@ -18,6 +18,7 @@ from lightning_jepa.evaluation.energy_figures import neighbours_figure
 from lightning_jepa.evaluation.episodes import share
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Rows
+from lightning_jepa.types import Training
 
 BATCH = 512
 
@@ -68,7 +69,7 @@ class LabelExam:
         self.report = Report(name, protocol, targets, note)
 
     @torch.no_grad()
-    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+    def run(self, stage: Examinee, seed: int, out: Path, training: Training) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
 
         Raises:
@@ -84,7 +85,7 @@ class LabelExam:
         states = torch.cat([stage.encoder(part)[:, 0].float() for part in pictures.split(BATCH)])
         metrics: Rows = {"linear_probe": share(found == labels)}
         classes = {str(y): {"accuracy": share(found[labels == y] == y)} for y in sorted(set(labels.tolist()))}
-        results = self.report.write(out, seed, metrics, training, tables={"classes": classes})
+        results = self.report.write(out, seed, metrics, training.cost, tables={"classes": classes})
         queries = states[: self.shown]
         nearest = torch.cdist(queries, states).topk(9, largest=False).indices
         neighbours_figure(out / "figures" / "neighbours.png", pictures[nearest, 0, 0].numpy())

@@ -20,7 +20,7 @@ from lightning_jepa.evaluation.probes import LinearProbe, fit_probe
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.protocols import BranchingModel, EnergyModel, World
-from lightning_jepa.types import Modulation
+from lightning_jepa.types import Modulation, Training
 
 Searcher = ScenarioPlanner | TreeSearch
 
@@ -107,7 +107,7 @@ class SlipperyBridgeExam:
         self.report = Report(name, protocol, targets, note)
 
     @torch.no_grad()
-    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+    def run(self, stage: Examinee, seed: int, out: Path, training: Training) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
         jepa, generator = stage.jepa, Generator().manual_seed(seed)
         stage.to(torch.device("cpu"))
@@ -137,7 +137,7 @@ class SlipperyBridgeExam:
             "bridge_choice_where_slips_are_rare": mean([1 - row[name].value for row in rare for name in planners]),
             "tree_search_regret": mean((regret / best.mean()).tolist()),
         }
-        results = self.report.write(out, seed, metrics, training, tables={"risks": risks, "kappas": averse})
+        results = self.report.write(out, seed, metrics, training.cost, tables={"risks": risks, "kappas": averse})
         risk_figure(out / "figures" / "risk.png", risks)
         return results.values
 

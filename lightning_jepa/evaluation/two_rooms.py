@@ -40,7 +40,7 @@ from lightning_jepa.evaluation.results import Figure, Results, Rows, mean
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.evaluation.world_model_exam import WorldModelExam
 from lightning_jepa.protocols import Cost, Planner, WorldModel
-from lightning_jepa.types import Tasks
+from lightning_jepa.types import Tasks, Training
 
 
 class Examinee(Trained, Protocol):
@@ -136,10 +136,10 @@ class TwoRoomsExam:
         }
         self.report = Report(name, protocol, targets, note)
 
-    def run(self, stage: Examinee, seed: int, out: Path, training: Mapping[str, float]) -> dict[str, float]:
+    def run(self, stage: Examinee, seed: int, out: Path, training: Training) -> dict[str, float]:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
 
-        `training` is what training cost; with `train_transitions` up to 200 000, success counts as
+        With `train_transitions` up to 200 000, success counts as
         `mode2_success_200k` too.
         """
         stage.to(self.world.device)
@@ -178,7 +178,7 @@ class TwoRoomsExam:
                 )
                 tables["diagnosis"] = {name: run.rows() for name, run in runs.items()}
         metrics = _metrics(main.rows(), tables.get("modes")) | model.metrics
-        if 0 < training.get("train_transitions", 0) <= SMALL_DATA:
+        if 0 < training.cost.get("train_transitions", 0) <= SMALL_DATA:
             metrics["mode2_success_200k"] = metrics["mode2_success"]
         report = self.report
         if stage.cost is not None:  # making it compares the critic's signature with the intrinsic cost: see `Cost`
@@ -188,7 +188,7 @@ class TwoRoomsExam:
             out,
             seed,
             metrics,
-            {**training, "ms_per_decision": metrics["ms_per_decision"].value},
+            {**training.cost, "ms_per_decision": metrics["ms_per_decision"].value},
             floors=floors,
             controls=model.controls | _controls(tables.get("modes")),
             tables=tables,
