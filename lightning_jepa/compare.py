@@ -1,6 +1,7 @@
 """The same pipeline under several settings, told in one table: `python -m lightning_jepa.compare experiment=fork`.
 
-`comparison.arms` names them, each with the overrides that tell it from the others.
+`comparison.arms` names them, each with the overrides that tell it from the others; `comparison.figures` are drawn of a
+table that each arm has: RUN/figures/NAME.png.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def compare(cfg: DictConfig, given: Sequence[str]) -> Path:
     Raises:
         ValueError: without arms, or if the headline asks for what no arm measured; as `pipeline`.
     """
+    from lightning_jepa.build import build
     from lightning_jepa.evaluation.results import compared, load
     from lightning_jepa.pipeline import pipeline
 
@@ -45,7 +47,11 @@ def compare(cfg: DictConfig, given: Sequence[str]) -> Path:
         if found is not None:
             parts[name] = load(found)
     destination = Path(cfg.paths.results, f"{cfg.name}.json")
-    compared(parts, dict(cfg.comparison.headline), list(cfg.comparison.columns), destination)
+    joined = compared(parts, dict(cfg.comparison.headline), list(cfg.comparison.columns), destination)
+    for name, figure in (cfg.comparison.get("figures") or {}).items():
+        some = [arm for arm in figure.get("arms", parts) if f"{figure.table}_{arm}" in joined.tables]
+        curves = {arm: joined.tables[f"{figure.table}_{arm}"] for arm in some}
+        build(figure.draw)(Path(cfg.paths.out, "figures", f"{name}.png"), curves)
     return destination
 
 

@@ -16,7 +16,7 @@ from lightning_jepa.perception.expander import Expander
 from lightning_jepa.types import Encoded
 from lightning_jepa.world_model.criteria.barlow import BarlowTwins
 from lightning_jepa.world_model.criteria.contrastive import InfoNCE, MarginHinge
-from lightning_jepa.world_model.criteria.sigreg import SIGReg
+from lightning_jepa.world_model.criteria.sigreg import SIGReg, Waves
 from lightning_jepa.world_model.criteria.vicreg import VarianceCovariance
 
 B, T, N, H, D = 6, 5, 2, 2, 4
@@ -50,6 +50,14 @@ def test_sigreg_is_its_equation() -> None:
         gauss = torch.exp(-(t**2) / 2)
         found.append(torch.trapezoid((phase - gauss).abs() ** 2 * gauss, t))
     torch.testing.assert_close(criterion(x)["gaussian"], torch.stack(found).mean(), atol=1e-5, rtol=1e-3)
+
+
+def test_waves_are_sums_of_exponentials() -> None:
+    """sum_n exp(i k step x_n), and its derivative by finite differences."""
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    angle = x[..., None] * 0.2 * torch.arange(7)
+    torch.testing.assert_close(Waves.apply(x, 0.2, 7), torch.stack([angle.cos().sum(1), angle.sin().sum(1)]))
+    assert torch.autograd.gradcheck(lambda x: Waves.apply(x, 0.2, 7), (x,))
 
 
 def test_sigreg_is_least_for_a_standard_gaussian() -> None:

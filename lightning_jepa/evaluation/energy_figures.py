@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from lightning_jepa.evaluation.figures import BLUE, GREEN, GREY, INK, ORANGE, RED, sheet
@@ -40,6 +41,34 @@ def continuum_figure(path: Path, curves: Mapping[str, Mapping[str, Rows]], modes
             xticks=range(-180, 181, 60),
         )
         axes.legend(frameon=False, loc="upper center", ncols=2)
+
+
+def rank_figure(path: Path, curves: Mapping[str, Mapping[str, Rows]]) -> None:
+    """What collapse is: the effective rank of the states over training, a line for each way of training.
+
+    Args:
+        path: of the picture.
+        curves: for each way, the step (as text) -> the row with its `effective_rank`.
+    """
+    with sheet(path, (7.0, 4.0)) as (_, (axes,)):
+        shades = colormaps["turbo"]
+        for place, (name, curve) in enumerate(curves.items()):
+            steps = [float(step) for step in curve]
+            ranks = [row["effective_rank"] for row in curve.values()]
+            shade = shades(0.05 + 0.9 * place / max(1, len(curves) - 1))
+            axes.plot(steps, [rank.value for rank in ranks], color=shade, label=name.replace("_", " "))
+            axes.annotate(
+                name.replace("_", " "),
+                (steps[-1], ranks[-1].value),
+                (4, 0),
+                textcoords="offset points",
+                color=shade,
+                fontsize=7,
+                va="center",
+            )
+        axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
+        axes.set(xlabel="training steps", ylabel="effective rank of the states", yscale="log")
+        axes.margins(x=0.2)
 
 
 def risk_figure(path: Path, risks: Mapping[str, Rows]) -> None:

@@ -5,6 +5,7 @@ Legend: N samples, D state, F factors (agent_x, agent_y, wall_x, door_y).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Generator, nn
@@ -58,10 +59,10 @@ class WorldModelExam:
         generator = Generator().manual_seed(seed)
         fit = random_walks(self.world, "train", self.probe_walks, HORIZONS[-1], generator)
         test = random_walks(self.world, "held_out", self.test_walks, HORIZONS[-1], generator)
-        metrics, probe = self._probes(jepa, fit, test)
+        metrics, probe = probe_rows(self.world.truth_names, jepa, fit, test)
         if not isinstance(jepa, nn.Module):
             raise ValueError(f"{type(jepa).__name__} has no weights to randomise for the control; give an nn.Module")
-        control, _ = self._probes(randomised(jepa, seed), fit, test)
+        control, _ = probe_rows(self.world.truth_names, randomised(jepa, seed), fit, test)
         controls = {key: {"random_encoder": control[key]} for key in metrics}
         positions = probe.first(2)
         for rows in (
@@ -72,17 +73,6 @@ class WorldModelExam:
             metrics.update(rows[0])
             controls.update(rows[1])
         return WorldModelRows(metrics, controls, test, positions)
-
-    def _probes(self, jepa: WorldModel, fit: Walks, test: Walks) -> tuple[Rows, LinearProbe]:
-        (x, y, layouts), (u, v, held_out) = (_frames(jepa, walks) for walks in (fit, test))
-        probe = fit_probe(x, y, layouts)
-        r2 = dict(zip(self.world.truth_names, r2_figures(probe, u, v, held_out), strict=True))
-        rmse = dict(zip(self.world.truth_names, score(probe, u, v).rmse.tolist(), strict=True))
-        worse = min(r2["agent_x"], r2["agent_y"], key=lambda figure: figure.value)
-        rows: Rows = {"probe_agent_r2": worse, "probe_wall_r2": r2["wall_x"], "probe_door_r2": r2["door_y"]}
-        n = worse.n
-        rows |= {f"probe_{name}_rmse_px": Figure(error, error, error, n) for name, error in rmse.items()}
-        return rows, probe
 
     def _rollouts(self, jepa: WorldModel, probe: LinearProbe, test: Walks) -> tuple[Rows, dict[str, Rows]]:
         errors = rollout_errors(jepa, test, probe, HORIZONS)
@@ -119,6 +109,18 @@ class WorldModelExam:
             "pixel_distance": correlation(TrueDynamics(self.world), lambda s, goal: raw),
         }
         return {key: correlation(jepa, planning_cost)}, {key: floors}
+
+
+def probe_rows(names: Sequence[str], jepa: WorldModel, fit: Walks, test: Walks) -> tuple[Rows, LinearProbe]:
+    """R2 and error of the factors that `names` tells, read from states by a probe, which comes with them."""
+    (x, y, layouts), (u, v, held_out) = (_frames(jepa, walks) for walks in (fit, test))
+    probe = fit_probe(x, y, layouts)
+    r2 = dict(zip(names, r2_figures(probe, u, v, held_out), strict=True))
+    rmse = dict(zip(names, score(probe, u, v).rmse.tolist(), strict=True))
+    worse = min(r2["agent_x"], r2["agent_y"], key=lambda figure: figure.value)
+    rows: Rows = {"probe_agent_r2": worse, "probe_wall_r2": r2["wall_x"], "probe_door_r2": r2["door_y"]}
+    rows |= {f"probe_{name}_rmse_px": Figure(error, error, error, worse.n) for name, error in rmse.items()}
+    return rows, probe
 
 
 def _frames(jepa: WorldModel, walks: Walks) -> tuple:
