@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from lightning_jepa.compare import compare, composed
 from lightning_jepa.evaluation.results import Results, compared, load, mean
@@ -56,6 +57,8 @@ def test_arms_differ_by_their_overrides_and_meet_in_one_table(tmp_path: Path, em
     )
     assert {"continuum_deterministic", "continuum_discrete_4"} <= set(found.tables)
     assert "discrete 4" in further_table(found, "arms")
+    with Image.open(tmp_path / "out" / "figures" / "continuum.png") as picture:
+        assert min(picture.size) > 200
 
 
 def results(**metrics: float) -> Results:
