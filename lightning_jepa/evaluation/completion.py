@@ -19,10 +19,9 @@ from lightning_jepa.evaluation.energy_figures import completion_figure
 from lightning_jepa.evaluation.ranking import auroc
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Rows, mean
-from lightning_jepa.protocols import EnergyModel
+from lightning_jepa.evaluation.watching import BATCH, Watcher
 from lightning_jepa.types import Training
 
-BATCH = 64
 PLACES = 8  # along each side of the map of places
 
 
@@ -43,12 +42,6 @@ class Scenes(Protocol):
     def clips(self, split: str, count: int, context: int, horizon: int) -> Clips:
         """Of a split."""
         ...
-
-
-class Explained(Protocol):
-    """A continuation as a model with a latent variable explains it."""
-
-    predicted: Tensor
 
 
 class Examinee(Trained, Protocol):
@@ -100,25 +93,25 @@ class CompletionExam:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
         stage.to(torch.device("cpu"))
         stage.eval()
-        jepa: Any = stage.jepa
+        watcher = Watcher(stage.jepa)
         torch.manual_seed(seed)
-        places = self._readout(jepa)
+        places = self._readout(watcher)
         clips = self.scenes.clips("val", self.clips, self.context, self.horizon)
-        seen = self._states(jepa, clips.seen)
+        seen = watcher.states(clips.seen)
         futures = {"true": clips.true, **clips.wrong}
-        states = {name: self._states(jepa, frames) for name, frames in futures.items()}
-        energies = {name: self._energy(jepa, seen, s_y) for name, s_y in states.items()}
+        states = {name: watcher.states(frames) for name, frames in futures.items()}
+        energies = {name: watcher.energy(seen, s_y) for name, s_y in states.items()}
         truth = self._occupied(clips.centres)[:, self.context :]
-        predicted = self._predicted(jepa, seen)
+        predicted = watcher.predicted(seen, self.horizon)
         maps: dict[str, Tensor] = {
             "encoded": places(states["true"]),
             "predicted": places(predicted),
             "copy_last": places(seen[:, -1:].expand_as(states["true"])),
             "constant_velocity": self._straight_on(clips.centres),
         }
-        if jepa.noise:
-            maps["min_z"] = places(self._explained(jepa, seen, states["true"]))
-            maps["expected"] = self._expected(jepa, seen, places)
+        if stage.jepa.noise:
+            maps["min_z"] = places(watcher.explained(seen, states["true"]))
+            maps["expected"] = self._expected(watcher, seen, places)
         precision = {name: self._precision(found, truth) for name, found in maps.items()}
         metrics: Rows = {f"auroc_{name}": auroc(energies["true"], energies[name]) for name in clips.wrong}
         metrics["location_map"] = mean([sum(precision["predicted"]) / self.horizon])
@@ -139,41 +132,13 @@ class CompletionExam:
         completion_figure(out / "figures" / "completion.png", clips.seen[:3], clips.true[:3], nearest)
         return results.values
 
-    @torch.no_grad()
-    def _states(self, jepa: EnergyModel, frames: NDArray[Any]) -> Tensor:
-        """[N, T, C, H, W] -> [N, T, D]."""
-        return torch.cat([jepa.encode(part).float() for part in torch.from_numpy(frames).split(BATCH)])
-
-    @torch.no_grad()
-    def _energy(self, jepa: EnergyModel, seen: Tensor, s_y: Tensor) -> Tensor:
-        """F of continuations [N, H, D]: [N]."""
-        parts = zip(seen.split(BATCH), s_y.split(BATCH), strict=True)
-        return torch.cat([jepa.energy(s, self._nothing(s), y) for s, y in parts])
-
-    @torch.no_grad()
-    def _predicted(self, jepa: Any, seen: Tensor) -> Tensor:
-        """[N, H, D]: the likeliest future."""
-        return torch.cat([jepa.predict(s, self._nothing(s)) for s in seen.split(BATCH)])
-
-    @torch.no_grad()
-    def _explained(self, jepa: Any, seen: Tensor, s_y: Tensor) -> Tensor:
-        """[N, H, D]: what the best z makes of it."""
-        parts = zip(seen.split(BATCH), s_y.split(BATCH), strict=True)
-        return torch.cat([jepa.complete(s, self._nothing(s), y).predicted for s, y in parts])
-
-    @torch.no_grad()
-    def _expected(self, jepa: Any, seen: Tensor, places: nn.Module) -> Tensor:
+    def _expected(self, watcher: Watcher, seen: Tensor, places: nn.Module) -> Tensor:
         """The mean map over futures drawn from the prior: what is to be expected, whatever happens."""
         found = []
         for s in seen.split(BATCH):
-            chance = torch.rand(self.samples, self.horizon, jepa.noise)
-            drawn = jepa.scenarios(s, self._nothing(s)[:, None], chance)[:, 0]
+            drawn = watcher.drawn(s, self.horizon, self.samples)
             found.append(places(drawn.flatten(0, 1)).sigmoid().unflatten(0, drawn.shape[:2]).mean(1).logit(1e-6))
         return torch.cat(found)
-
-    def _nothing(self, s: Tensor) -> Tensor:
-        """Who watches does nothing: actions [N, h - 1 + H, 0]."""
-        return s.new_zeros(len(s), self.context - 1 + self.horizon, 0)
 
     def _occupied(self, centres: NDArray[Any]) -> Tensor:
         """Centres [N, T, D, 2] -> which places hold one, bool [N, T, F, F] (y, x)."""
@@ -188,12 +153,12 @@ class CompletionExam:
         ahead = last[:, None] + steps * (last - before)[:, None]
         return self._occupied(ahead.clip(0, self.scenes.side - 1)).float()
 
-    def _readout(self, jepa: Any) -> nn.Module:
+    def _readout(self, watcher: Watcher) -> nn.Module:
         """A linear readout of places from encoded states of training clips."""
         clips = self.scenes.clips("train", self.probed, self.context, self.horizon)
-        states = self._states(jepa, clips.true).flatten(0, 1)
+        states = watcher.states(clips.true).flatten(0, 1)
         occupied = self._occupied(clips.centres)[:, self.context :].flatten(0, 1)
-        readout = Readout(tuple(jepa.encoder.state_shape))
+        readout = Readout(tuple(watcher.jepa.encoder.state_shape))
         optimizer = torch.optim.Adam(readout.parameters(), 1e-2)
         for _ in range(self.probe_steps):
             some = torch.randint(len(states), (256,))

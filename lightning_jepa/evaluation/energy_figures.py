@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
@@ -117,3 +118,26 @@ def neighbours_figure(path: Path, pictures: NDArray[Any]) -> None:
             for spine in axes.spines.values():
                 spine.set_visible(place % columns == 0)
                 spine.set_color(ORANGE)
+
+
+def surprise_figure(path: Path, film: NDArray[Any], curves: Mapping[str, NDArray[Any]], cut: int) -> None:
+    """A film as a strip, and below it how surprising each frame was given those before it.
+
+    Args:
+        path: of the picture.
+        film: uint8 [T, C, H, W].
+        curves: for each variant of the film, what it is called -> surprise of its last frames, [T - h].
+        cut: the frame from which on some variants go on elsewhere.
+    """
+    times = len(film)
+    shown = range(0, times, max(1, times // 8))
+    with sheet(path, (9.0, 3.6), 2) as (_, (strip, below)):
+        strip.imshow(
+            np.concatenate([film[t].transpose(1, 2, 0) for t in shown], 1).squeeze(), cmap="gray", vmin=0, vmax=255
+        )
+        strip.axis("off")
+        for colour, (name, curve) in zip((BLUE, ORANGE, GREEN), curves.items(), strict=False):
+            below.plot(range(times - len(curve), times), curve, color=colour, label=name)
+        below.axvline(cut, color=GREY, linestyle="--", zorder=0)
+        below.set(xlabel="frame", ylabel="surprise F", xlim=(0, times), ylim=(0, None))
+        below.legend(frameon=False)

@@ -25,7 +25,7 @@ class ChannelNorm(nn.LayerNorm):
 class ConvEncoder(PictureEncoder):
     """Strided convolutions to a map of local features: s = Enc(x) of shape (channels, h, w).
 
-    Each strided layer halves the picture until its side is at most 9: 33 -> 17 -> 9, 65 -> 33 -> 17 -> 9. A spatial
+    Each strided layer halves the picture until its side is at most `largest_side`, by default 9: 33 -> 17 -> 9, 65 -> 33 -> 17 -> 9. A spatial
     state lets a convolutional predictor learn local physics, which carries over to layouts that were never seen.
     No batch statistics inside: they would tie together the candidates of a plan.
 
@@ -36,12 +36,11 @@ class ConvEncoder(PictureEncoder):
             repeated.
         channels: c, channels of the state.
         normalise: end with a LayerNorm over the channels of each location, which bounds the scale of energies.
+        largest_side: of the state's map; small things need a large one.
 
     Raises:
         ValueError: if more widths are given than the picture can be halved.
     """
-
-    largest_side = 9
 
     def __init__(
         self,
@@ -50,14 +49,15 @@ class ConvEncoder(PictureEncoder):
         widths: Sequence[int] = (16, 32),
         channels: int = 16,
         normalise: bool = False,
+        largest_side: int = 9,
     ) -> None:
         side, halvings = resolution, 0
-        while side > self.largest_side:
+        while side > largest_side:
             side, halvings = (side + 1) // 2, halvings + 1
         if not 1 <= len(widths) <= halvings:
             raise ValueError(
                 f"{len(widths)} widths for pictures of {resolution} pixels, which are halved {halvings} times until "
-                f"their side is at most {self.largest_side}: give 1 to {halvings} perception.widths"
+                f"their side is at most {largest_side}: give 1 to {halvings} perception.widths"
             )
         super().__init__(image_channels, resolution, (channels, side, side))
         layers: list[nn.Module] = []

@@ -1,0 +1,119 @@
+"""The exam `street` of E3: real video, watched. Which half second follows, and what is surprising.
+
+Legend: N moments, T frames of an episode, h of them known, H that follow, D state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_jepa.evaluation.energy_figures import surprise_figure
+from lightning_jepa.evaluation.ranking import auroc
+from lightning_jepa.evaluation.report import Report, Trained
+from lightning_jepa.evaluation.results import Rows, mean
+from lightning_jepa.evaluation.watching import Watcher
+from lightning_jepa.protocols import EnergyModel
+from lightning_jepa.types import Training
+
+
+class Film(Protocol):
+    """See `data_pipelines.source.Source`."""
+
+    def count(self, split: str) -> int:
+        """Episodes of a split."""
+        ...
+
+    def episodes(self, split: str, numbers: range) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Each with `observations` [T, C, H, W]."""
+        ...
+
+
+class Examinee(Trained, Protocol):
+    """A trained stage."""
+
+    jepa: EnergyModel
+
+
+class StreetExam:
+    """Ranks what followed against what did not, at every moment of held-out minutes, for one seed.
+
+    Args:
+        film: whose split "val" is measured.
+        context: h, frames known.
+        horizon: H, frames that follow.
+        targets, name, note: see `TwoRoomsExam`.
+
+    Raises:
+        ValueError: where it runs, if there are fewer than two episodes, or they are too short.
+    """
+
+    def __init__(
+        self,
+        *,
+        film: Film,
+        context: int = 3,
+        horizon: int = 5,
+        targets: Mapping[str, Mapping[str, Any]] | None = None,
+        name: str = "street",
+        note: str | None = None,
+    ) -> None:
+        self.film, self.context, self.horizon = film, context, horizon
+        protocol = {
+            "moments": "every frame of the film's last part, which was never trained on",
+            "continuations": f"{horizon} frames after {context} that are known",
+            "elsewhere": "what follows a moment of another part of those minutes",
+            "intervals": "95 %: Student's t over seeds",
+        }
+        self.report = Report(name, protocol, targets, note)
+
+    def run(self, stage: Examinee, seed: int, out: Path, training: Training) -> dict[str, float]:
+        """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
+        stage.to(torch.device("cpu"))
+        stage.eval()
+        watcher = Watcher(stage.jepa)
+        films = np.stack([e.observations for e, _ in self.film.episodes("val", range(self.film.count("val")))])
+        if len(films) < 2 or films.shape[1] < self.context + self.horizon:
+            raise ValueError(
+                f"{len(films)} held-out episode(s) of {films.shape[1]} frames: give two or more, of "
+                f"{self.context} + {self.horizon} frames or more"
+            )
+        states = watcher.states(films)
+        pixels = torch.from_numpy(films).flatten(2).float() / 255
+        metrics = {f"auroc_{name}": row for name, row in self._ranks(states, watcher.energy).items()}
+        controls = {f"auroc_{name}": {"pixels": row} for name, row in self._ranks(pixels, still).items()}
+        cut = films.shape[1] // 2
+        spliced = torch.cat([states[0, :cut], states[len(states) // 2, cut:]])
+        curves = {"as it was": watcher.surprise(states[0], self.context)}
+        curves["with a cut"] = watcher.surprise(spliced, self.context)
+        metrics["surprise_at_a_cut"] = mean(
+            [float(curves["with a cut"][cut - self.context] / curves["as it was"].median())]
+        )
+        results = self.report.write(out, seed, metrics, training.cost, controls=controls)
+        drawn = {name: curve.numpy() for name, curve in curves.items()}
+        surprise_figure(out / "figures" / "surprise.png", films[0], drawn, cut)
+        return results.values
+
+    def _ranks(self, states: Tensor, energy: Any) -> Rows:
+        """Of what followed against what did not, by an energy of what is known [N, h, D] and what may follow [N, H, D].
+
+        Args:
+            states: [episodes, T, D].
+            energy: low for what is likely.
+        """
+        windows = states.unfold(1, self.context + self.horizon, 1).movedim(-1, 2)  # [episodes, moments, h + H, D]
+        seen, true = windows.split([self.context, self.horizon], 2)
+        elsewhere = true.roll(len(true) // 2, 0)
+        known = seen.flatten(0, 1)
+        followed, other, back = (energy(known, y.flatten(0, 1)) for y in (true, elsewhere, true.flip(2)))
+        return {"elsewhere": auroc(followed, other), "reversal": auroc(followed, back)}
+
+
+def still(seen: Tensor, y: Tensor) -> Tensor:
+    """What needs no model: how far pixels [N, H, D] are from those last seen; the order of frames does not count."""
+    return (y - seen[:, -1:]).square().mean((1, 2))
