@@ -1,4 +1,4 @@
-"""The same pipeline under several settings, told in one table: `python -m lightning_jepa.compare experiment=fork`.
+"""The same pipeline under several settings, told in one table: what the pipeline does where a configuration has arms.
 
 `comparison.arms` names them, each with the overrides that tell it from the others; `comparison.figures` are drawn of a
 table that each arm has: RUN/figures/NAME.png.
@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
-
-from lightning_jepa.errors import one_message
-from lightning_jepa.paths import CONF
 
 
 def compare(cfg: DictConfig, given: Sequence[str]) -> Path:
@@ -35,10 +31,7 @@ def compare(cfg: DictConfig, given: Sequence[str]) -> Path:
     from lightning_jepa.pipeline import pipeline
 
     if cfg.comparison is None or not cfg.comparison.arms:
-        raise ValueError(
-            f"{cfg.name} has nothing to compare: run it by python -m lightning_jepa.pipeline, or say what to compare "
-            "under comparison.arms"
-        )
+        raise ValueError(f"{cfg.name} has nothing to compare: say what under comparison.arms, or give comparison=null")
     runs = {name: composed(cfg, given, name) for name in cfg.comparison.arms}
     parts = {}
     for name, own in runs.items():
@@ -65,20 +58,3 @@ def composed(cfg: DictConfig, given: Sequence[str], name: str) -> DictConfig:
         if "run_name" in own.tracking:
             own.tracking.run_name = name
     return own
-
-
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-@one_message
-def main(cfg: DictConfig) -> None:
-    """The command line."""
-    from lightning_jepa.evaluation.results import load
-    from lightning_jepa.evaluation.tables import further_table, summary
-
-    written = compare(cfg, HydraConfig.get().overrides.task)
-    print(summary(load(written)))
-    print(further_table(load(written), "arms"))
-    print(f"results: {written}")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, open_dict
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from lightning_jepa.errors import one_message
 from lightning_jepa.paths import CONF
@@ -26,7 +27,7 @@ def pipeline(cfg: DictConfig) -> Path | None:
     from lightning_jepa.evaluate import evaluate
     from lightning_jepa.evaluation import results
     from lightning_jepa.precheck import before, foundation, precheck
-    from lightning_jepa.staging import TRAINED
+    from lightning_jepa.staging import TRAINED, on_top
     from lightning_jepa.train import train
 
     precheck(cfg)
@@ -44,13 +45,8 @@ def pipeline(cfg: DictConfig) -> Path | None:
             trained = None
             graphs = Path(cfg.paths.out, f"graphs_seed_{seed}.pt")
             for stage in (name for name in TRAINED if name in cfg.stages):
-                step = tracking.nested(cfg, stage, seed, parent)
-                with open_dict(step):
-                    step.train = stage
-                    below = trained if before(stage) in cfg.stages else foundation(cfg, stage, seed)
-                    step.init_from = None if below is None else str(below)
-                    if step.critic is not None and "plans" in step.critic:
-                        step.critic.plans.cache = str(graphs)  # two stages share them
+                below = trained if before(stage) in cfg.stages else foundation(cfg, stage, seed)
+                step = on_top(tracking.nested(cfg, stage, seed, parent), stage, below, graphs)
                 print(f"{stage}: seed {seed}", flush=True)
                 trained = (distill if stage == "distill" else train)(step)["checkpoint"]
             graphs.unlink(missing_ok=True)  # large, and no use to anyone else
@@ -68,13 +64,18 @@ def pipeline(cfg: DictConfig) -> Path | None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 @one_message
 def main(cfg: DictConfig) -> None:
-    """The command line."""
-    written = pipeline(cfg)
+    """The command line: one pipeline, or one for each arm of a comparison."""
+    if cfg.comparison is None:
+        written = pipeline(cfg)
+    else:
+        from lightning_jepa.compare import compare
+
+        written = compare(cfg, HydraConfig.get().overrides.task)
     if written is not None:
         from lightning_jepa.evaluation.results import load
-        from lightning_jepa.evaluation.tables import summary
+        from lightning_jepa.evaluation.tables import report
 
-        print(summary(load(written)))
+        print(report(load(written)))
     print(f"results: {written or 'none, evaluate was not among the stages'}")
     print(f"curves and figures: make ui, then http://127.0.0.1:5000, experiment {cfg.name}")
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 BUILDS_ON = {"pretrain": None, "critic": "pretrain", "distill": "critic", "probe": "pretrain"}
 TRAINED = tuple(BUILDS_ON)
+
+
+def on_top(cfg: DictConfig, stage: str, below: str | Path | None, graphs: Path) -> DictConfig:
+    """The configuration of a pipeline's stage that builds on a checkpoint, and shares its graphs in a file."""
+    with open_dict(cfg):
+        cfg.train, cfg.init_from = stage, None if below is None else str(below)
+        if cfg.critic is not None and "plans" in cfg.critic:
+            cfg.critic.plans.cache = str(graphs)
+    return cfg
 
 
 def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConfig, bool]:

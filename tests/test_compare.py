@@ -85,5 +85,5 @@ def test_the_headline_names_arms_and_what_they_measured(tmp_path: Path) -> None:
 def test_without_arms_there_is_nothing_to_compare(tmp_path: Path) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["experiment=two_rooms", f"paths.out={tmp_path}"])
-        with pytest.raises(ValueError, match=r"two_rooms has nothing to compare.*lightning_jepa.pipeline"):
+        with pytest.raises(ValueError, match=r"two_rooms has nothing to compare.*comparison.arms"):
             compare(cfg, [])

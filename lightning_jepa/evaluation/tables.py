@@ -73,6 +73,11 @@ def summary(results: Results) -> str:
     return "\n".join([*lines, *([f"note: {results.protocol['note']}"] if "note" in results.protocol else [])])
 
 
+def report(results: Results) -> str:
+    """The summary, and where settings were compared, their table."""
+    return summary(results) + (f"\n\n{further_table(results, 'arms')}" if "arms" in results.tables else "")
+
+
 def refresh(text: str, folder: Path) -> str:
     """The text with each marked block filled from its results file; blocks without a file stay as they are.
 

@@ -25,8 +25,9 @@ class ChannelNorm(nn.LayerNorm):
 class ConvEncoder(PictureEncoder):
     """Strided convolutions to a map of local features: s = Enc(x) of shape (channels, h, w).
 
-    Each strided layer halves the picture until its side is at most `largest_side`, by default 9: 33 -> 17 -> 9, 65 -> 33 -> 17 -> 9. A spatial
-    state lets a convolutional predictor learn local physics, which carries over to layouts that were never seen.
+    Each strided layer halves the picture until its side is at most `largest_side`: with 9, 33 -> 17 -> 9 and
+    65 -> 33 -> 17 -> 9. A spatial state lets a convolutional predictor learn local physics, which carries over to
+    layouts that were never seen.
     No batch statistics inside: they would tie together the candidates of a plan.
 
     Args:
