@@ -76,7 +76,10 @@ def exam() -> CollapseExam:
 
 def test_collapse_shows_in_every_row(exam, tmp_path):
     """Rank of four factors against one of nothing; energies that tell continuations apart against equal ones (.5)."""
-    training = Training({"train_seconds": 5.0}, {"monitor/effective_rank": [[10, 1.5], [20, 3.0]]})
+    training = Training(
+        {"train_seconds": 5.0},
+        {"monitor/effective_rank": [[10, 1.5], [20, 3.0]], "monitor/largest_std": [[10, 0.1], [20, 0.2]]},
+    )
     sees = exam.run(Stage(Sees()), 0, tmp_path / "sees", training)
     blind = exam.run(Stage(Blind()), 0, tmp_path / "blind", Training())
     assert sees["effective_rank"] > 2
@@ -91,13 +94,11 @@ def test_collapse_shows_in_every_row(exam, tmp_path):
     assert blind["auroc_other_actions"] == blind["auroc_other_place"] == 0.5
     assert sees["mode2_success"] >= 5 / 6 > blind["mode2_success"]
     written = json.loads((tmp_path / "sees" / "seed_0.json").read_text())
-    assert {step: row["effective_rank"]["value"] for step, row in written["tables"]["rank"].items()} == {
-        "10": 1.5,
-        "20": 3.0,
-    }
+    told = {step: [row[key]["value"] for key in row] for step, row in written["tables"]["training"].items()}
+    assert told == {"10": [1.5, 0.1], "20": [3.0, 0.2]}
     assert set(written["floors"]) == {"random", "straight", "drunkard"}
     assert sees["train_seconds"] == 5
-    with Image.open(tmp_path / "sees" / "figures" / "rank.png") as picture:
+    with Image.open(tmp_path / "sees" / "figures" / "collapse.png") as picture:
         assert min(picture.size) > 300
     assert not (tmp_path / "blind" / "figures").exists()  # no curve was kept
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lightning_jepa.cost.goal import GoalEnergy
-from lightning_jepa.evaluation.energy_figures import rank_figure
+from lightning_jepa.evaluation.energy_figures import collapse_figure
 from lightning_jepa.evaluation.episodes import Acting, AgentPolicy, Policy, first_tasks, progress_bar, run_episodes
 from lightning_jepa.evaluation.floors import DrunkardPolicy, RandomPolicy, StraightPolicy
 from lightning_jepa.evaluation.ranking import auroc
@@ -27,7 +27,7 @@ from lightning_jepa.protocols import EnergyModel, Planner
 from lightning_jepa.stages.monitors import Spread
 from lightning_jepa.types import Tasks, Training
 
-CURVE = "monitor/effective_rank"
+CURVES = ("effective_rank", "largest_std")
 
 
 class Examinee(Trained, Protocol):
@@ -102,12 +102,15 @@ class CollapseExam:
         seconds = training.cost.get("train_seconds")
         if seconds is not None:
             metrics["train_seconds"] = mean([seconds])
-        curve = {f"{step:g}": {"effective_rank": mean([rank])} for step, rank in training.curves.get(CURVE, ())}
+        curve: dict[str, Rows] = {}
+        for name in CURVES:
+            for step, value in training.curves.get(f"monitor/{name}", ()):
+                curve.setdefault(f"{step:g}", {})[name] = mean([value])
         results = self.report.write(
-            out, seed, metrics, training.cost, floors=floors, tables={"rank": curve} if curve else None
+            out, seed, metrics, training.cost, floors=floors, tables={"training": curve} if curve else None
         )
         if curve:
-            rank_figure(out / "figures" / "rank.png", {results.experiment: curve})
+            collapse_figure(out / "figures" / "collapse.png", {results.experiment: curve})
         return results.values
 
     def _spread(self, jepa: EnergyModel, test: Walks) -> Rows:

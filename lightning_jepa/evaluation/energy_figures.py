@@ -44,32 +44,28 @@ def continuum_figure(path: Path, curves: Mapping[str, Mapping[str, Rows]], modes
         axes.legend(frameon=False, loc="upper center", ncols=2)
 
 
-def rank_figure(path: Path, curves: Mapping[str, Mapping[str, Rows]]) -> None:
-    """What collapse is: the effective rank of the states over training, a line for each way of training.
+def collapse_figure(path: Path, curves: Mapping[str, Mapping[str, Rows]]) -> None:
+    """What collapse is: how many directions the states use over training, and how far they spread, a line for each way.
+
+    The rank does not depend on scale, so that it takes both to see a collapse: to few directions, or to a point.
 
     Args:
         path: of the picture.
-        curves: for each way, the step (as text) -> the row with its `effective_rank`.
+        curves: for each way of training, the step (as text) -> the row with `effective_rank` and `largest_std`.
     """
-    with sheet(path, (7.0, 4.0)) as (_, (axes,)):
+    told = {"effective_rank": "effective rank of the states", "largest_std": "std of their liveliest number"}
+    with sheet(path, (10.5, 4.2), 1, 2) as (_, panels):
         shades = colormaps["turbo"]
-        for place, (name, curve) in enumerate(curves.items()):
-            steps = [float(step) for step in curve]
-            ranks = [row["effective_rank"] for row in curve.values()]
-            shade = shades(0.05 + 0.9 * place / max(1, len(curves) - 1))
-            axes.plot(steps, [rank.value for rank in ranks], color=shade, label=name.replace("_", " "))
-            axes.annotate(
-                name.replace("_", " "),
-                (steps[-1], ranks[-1].value),
-                (4, 0),
-                textcoords="offset points",
-                color=shade,
-                fontsize=7,
-                va="center",
-            )
-        axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
-        axes.set(xlabel="training steps", ylabel="effective rank of the states", yscale="log")
-        axes.margins(x=0.2)
+        for axes, (key, label) in zip(panels, told.items(), strict=True):
+            for place, (name, curve) in enumerate(curves.items()):
+                steps, values = [float(step) for step in curve], [row[key].value for row in curve.values()]
+                shade = shades(0.05 + 0.9 * place / max(1, len(curves) - 1))
+                axes.plot(steps, values, color=shade)
+                end, words = (steps[-1], values[-1]), name.replace("_", " ")
+                axes.annotate(words, end, (4, 0), textcoords="offset points", color=shade, fontsize=7, va="center")
+            axes.set(xlabel="training steps", ylabel=label, yscale="log")
+            axes.margins(x=0.25)
+        panels[0].axhline(1, color=GREY, linestyle="--", linewidth=1)
 
 
 def risk_figure(path: Path, risks: Mapping[str, Rows]) -> None:
