@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data_pipelines.sources.digits import BouncingDigits, Clips
+from data_pipelines.sources.bouncing import BouncingPictures, Clips
 from lightning_jepa.evaluation.completion import CompletionExam, Readout
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.perception.conv import ConvEncoder
@@ -24,8 +24,8 @@ from lightning_jepa.world_model.latent_jepa import LatentJEPA
 SIDE = 64
 
 
-def scenes(**more: object) -> BouncingDigits:
-    return BouncingDigits(**{"train": 40, "val": 40, "digits": 2, "steps": 24, **more})  # type: ignore[arg-type]
+def scenes(**more: object) -> BouncingPictures:
+    return BouncingPictures(**{"train": 40, "val": 40, "things": 2, "steps": 24, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_what_did_not_happen(clips: Clips) -> None:
 
 
 def test_clips_that_can_not_be_made_are_refused() -> None:
-    with pytest.raises(ValueError, match="two digits or more"):
-        scenes(digits=1).clips("val", 2, 3, 6)
-    with pytest.raises(ValueError, match="give two digits or more, and 27 frames"):
+    with pytest.raises(ValueError, match="two or more"):
+        scenes(things=1).clips("val", 2, 3, 6)
+    with pytest.raises(ValueError, match="give two or more, and 27 frames"):
         scenes().clips("val", 2, 3, 13)
 
 

@@ -14,7 +14,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, Space
 
 from data_pipelines.episodes import EpisodeFolder
-from data_pipelines.sources import digits
+from data_pipelines.sources import bouncing
 from data_pipelines.sources import minari as source
 
 pytest.importorskip("h5py", reason="HDF5 data sets need h5py: pip install 'lightning_jepa[minari]'")
@@ -112,8 +112,8 @@ def test_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_is_only_looked_at_can_be_exported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     way = ["--train", "3", "--val", "1", "--steps", "4", "--encoding", "zstd"]
-    monkeypatch.setattr(sys, "argv", ["digits", str(tmp_path / "digits"), *way])
-    digits.main()
+    monkeypatch.setattr(sys, "argv", ["bouncing", str(tmp_path / "digits"), *way])
+    bouncing.main()
     command(monkeypatch, "export", tmp_path / "digits", "digits", "--version", 3)
     found = list(minari.load_dataset("digits/train-v3").iterate_episodes())
     assert [episode.observations["picture"].shape for episode in found] == [(5, 64, 64, 1)] * 3

@@ -26,7 +26,7 @@ PLACES = 8  # along each side of the map of places
 
 
 class Clips(Protocol):
-    """See `data_pipelines.sources.digits.Clips`."""
+    """See `data_pipelines.sources.bouncing.Clips`."""
 
     seen: NDArray[Any]  # [N, h, C, H, W]
     true: NDArray[Any]  # [N, H, C, H, W]

@@ -1,17 +1,17 @@
-"""Bouncing digits: passive observation of scikit-learn's digits that fly about and bounce off the borders.
+"""Bouncing pictures: passive observation of small things that fly about and bounce off the borders.
 
-`python -m data_pipelines.sources.digits data/digits --bounce random`. A digit flies straight on; at a border its
-velocity is mirrored, or, with random bounces, turned to any direction that leads away from the border: several futures
-of equal right. Where digits overlap, the brighter pixel shows.
-Legend: D digits, T steps.
+`python -m data_pipelines.sources.bouncing data/digits --bounce random`. Things are scikit-learn's digits, or labelled
+pictures of yours. Each flies straight on; at a border its velocity is mirrored, or, with random bounces, turned to any
+direction that leads away from the border: several futures of equal right. Where things overlap, the brighter pixel
+shows.
+Legend: D things, h their side, T steps.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from functools import cache
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,28 @@ from numpy.typing import NDArray
 from data_pipelines.commands import run
 from data_pipelines.schema import Episode, Manifest, episode_of
 from data_pipelines.source import add_options, chance_of, pack_given
+from data_pipelines.sources.idx import IdxPictures
 
 HELD_OUT = 5  # every fifth of the library's pictures is for validation alone
+
+
+class Labelled(Protocol):
+    """Pictures and their classes."""
+
+    @property
+    def pictures(self) -> Mapping[str, NDArray[np.uint8]]:
+        """By split, [N, h, h]."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[str, NDArray[Any]]:
+        """By split, [N]."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides them, as JSON."""
+        ...
 
 
 class Clips(NamedTuple):
@@ -32,19 +52,20 @@ class Clips(NamedTuple):
     centres: NDArray[np.float32]  # [N, context + horizon, D, 2]: x and y in pixels
 
 
-class BouncingDigits:
-    """Episodes of flying digits, each a function of (seed, split, its number).
+class BouncingPictures:
+    """Episodes of flying things, each a function of (seed, split, its number).
 
     Args:
         train: episodes to train on.
-        val: episodes of digits held out.
-        digits: D, how many fly in each episode.
+        val: episodes of things held out.
+        things: D, how many fly in each episode.
         side: pixels along each side of a picture.
-        zoom: pixels of the picture for each of the digits' 8 x 8.
+        zoom: pixels of the picture for each of a thing's.
         steps: T, of an episode; it has T + 1 frames.
         slowest: pixels a step.
         fastest: pixels a step.
         bounce: "mirror" or "random".
+        pictures: what flies, such as `IdxPictures`; None: scikit-learn's digits, of 8 x 8 pixels.
         seed: of everything.
 
     Raises:
@@ -55,30 +76,34 @@ class BouncingDigits:
         self,
         train: int = 2000,
         val: int = 200,
-        digits: int = 1,
+        things: int = 1,
         side: int = 64,
         zoom: int = 2,
         steps: int = 39,
         slowest: float = 1.0,
         fastest: float = 4.0,
         bounce: str = "mirror",
+        pictures: Labelled | None = None,
         seed: int = 0,
     ) -> None:
         if bounce not in ("mirror", "random"):
             raise ValueError(f"bounce={bounce!r}: choose 'mirror' or 'random'")
-        if min(digits, zoom, steps) < 1 or not 0 < slowest <= fastest < side - 8 * zoom:
+        self.labelled = Digits() if pictures is None else pictures
+        self.size = zoom * self.labelled.pictures["train"].shape[-1]
+        if min(things, zoom, steps) < 1 or not 0 < slowest <= fastest < side - self.size:
             raise ValueError(
-                f"digits={digits}, zoom={zoom}, steps={steps}, slowest={slowest}, fastest={fastest}, side={side}: give "
-                "at least one digit, zoom and step, and speeds above 0 that are less than the room of a digit, side - "
-                f"8 zoom = {side - 8 * zoom}"
+                f"things={things}, zoom={zoom}, steps={steps}, slowest={slowest}, fastest={fastest}, side={side}: give "
+                "at least one thing, zoom and step, and speeds above 0 that are less than the room of a thing, "
+                f"{side} - {self.size} pixels"
             )
         self.counts = {"train": train, "val": val}
-        self.digits, self.side, self.zoom, self.steps = digits, side, zoom, steps
+        self.things, self.side, self.zoom, self.steps = things, side, zoom, steps
         self.slowest, self.fastest, self.bounce, self.seed = slowest, fastest, bounce, seed
-        names = ("digits", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
-        self.settings = {"source": "bouncing digits", **{name: getattr(self, name) for name in names}}
-        # For each digit: its centre and velocity, pixels and pixels a step, and which digit it is.
-        self.truth_names = tuple(f"{what}_{d}" for d in range(digits) for what in ("x", "y", "vx", "vy", "class"))
+        names = ("things", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
+        numbers = {name: getattr(self, name) for name in names}
+        self.settings = {"source": "bouncing pictures", "pictures": dict(self.labelled.settings), **numbers}
+        # For each thing: its centre and velocity, pixels and pixels a step, and its class.
+        self.truth_names = tuple(f"{what}_{d}" for d in range(things) for what in ("x", "y", "vx", "vy", "class"))
         self.body_names = ()
         self.energy_names = ()
 
@@ -93,7 +118,7 @@ class BouncingDigits:
             kinds = np.broadcast_to(classes, places.shape[:2])[..., None]
             truth = np.concatenate([self._centre(places), velocities, kinds], -1).astype(np.float32)
             frames, seen = self._draw(sprites, places), truth.reshape(self.steps + 1, -1)
-            meta = {"source": "bouncing digits", "stream": "passive observation", "seed": self.seed}
+            meta = {"source": "bouncing pictures", "stream": "passive observation", "seed": self.seed}
             yield episode_of(frames, truth=seen), meta
 
     def clips(self, split: str, count: int, context: int, horizon: int) -> Clips:
@@ -106,14 +131,14 @@ class BouncingDigits:
             horizon: frames that follow.
 
         Raises:
-            ValueError: if episodes are too short, or there is one digit alone, which nothing can be exchanged with.
+            ValueError: if episodes are too short, or there is one thing alone, which nothing can be exchanged with.
         """
-        if self.digits < 2 or max(context, horizon + 1) + horizon > self.steps + 1:
+        if self.things < 2 or max(context, horizon + 1) + horizon > self.steps + 1:
             raise ValueError(
-                f"clips of {context} + {horizon} frames from episodes of {self.steps + 1} frames with {self.digits} "
-                f"digit(s): give two digits or more, and {max(context, horizon + 1) + horizon} frames"
+                f"clips of {context} + {horizon} frames from episodes of {self.steps + 1} frames with {self.things} "
+                f"thing(s): give two or more, and {max(context, horizon + 1) + horizon} frames"
             )
-        room, found = self.side - 8 * self.zoom, list[tuple[NDArray[Any], ...]]()
+        room, found = self.side - self.size, list[tuple[NDArray[Any], ...]]()
         for number in range(count):
             chance = chance_of(self.seed, split, number)
             sprites, places, _, _ = self._scene(chance, split, different=True)
@@ -136,19 +161,19 @@ class BouncingDigits:
         self, chance: np.random.Generator, split: str, different: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
         """Sprites [D, h, h], corners and velocities [T + 1, D, 2], and classes [D], which may have to differ."""
-        pictures, classes = _pictures(split)
-        chosen = chance.integers(len(pictures), size=self.digits)
-        while different and len(set(classes[chosen])) < min(self.digits, 10):
-            chosen = chance.integers(len(pictures), size=self.digits)
+        pictures, classes = self.labelled.pictures[split], self.labelled.labels[split].astype(np.int64)
+        chosen = chance.integers(len(pictures), size=self.things)
+        while different and len(set(classes[chosen])) < min(self.things, len(set(classes))):
+            chosen = chance.integers(len(pictures), size=self.things)
         places, velocities = self._fly(chance)
         return pictures[chosen].repeat(self.zoom, -1).repeat(self.zoom, -2), places, velocities, classes[chosen]
 
     def _centre(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
-        return places + 4 * self.zoom - 0.5
+        return places + self.size / 2 - 0.5
 
     def _fly(self, chance: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Upper left corners and velocities (x, y): [T + 1, D, 2] each."""
-        room, shape = self.side - 8 * self.zoom, (self.digits,)
+        room, shape = self.side - self.size, (self.things,)
         angle, speed = chance.uniform(0, 2 * np.pi, shape), chance.uniform(self.slowest, self.fastest, shape)
         place = chance.uniform(0, room, (*shape, 2))
         velocity = speed[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -178,41 +203,49 @@ class BouncingDigits:
         return frames
 
 
-@cache
-def _pictures(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The library's 8 x 8 digits of a split, uint8, and what they are."""
-    from sklearn.datasets import load_digits
+class Digits:
+    """Scikit-learn's 1797 digits of 8 x 8 pixels."""
 
-    found = load_digits()
-    held_out = np.arange(len(found.target)) % HELD_OUT == 0
-    kept = held_out if split == "val" else ~held_out
-    return (found.images[kept] * (255 / 16)).round().astype(np.uint8), found.target[kept].astype(np.int64)
+    settings: Mapping[str, Any] = {"source": "scikit-learn's digits"}
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        held_out = np.arange(len(found.target)) % HELD_OUT == 0
+        kept = {"train": ~held_out, "val": held_out}
+        self.pictures = {s: (found.images[some] * (255 / 16)).round().astype(np.uint8) for s, some in kept.items()}
+        self.labels = {split: found.target[some] for split, some in kept.items()}
 
 
-def digits(given: argparse.Namespace) -> dict[str, Manifest]:
+def packed(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack both splits."""
-    names = ("train", "val", "digits", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
-    return pack_given(BouncingDigits(**{name: getattr(given, name) for name in names}), given)
+    names = ("train", "val", "things", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
+    pictures = None if given.pictures is None else IdxPictures(given.pictures)
+    return pack_given(BouncingPictures(pictures=pictures, **{name: getattr(given, name) for name in names}), given)
 
 
 def main() -> None:
     """The command line."""
     show = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m data_pipelines.sources.digits", description="Bouncing digits into shards.", formatter_class=show
+        prog="python -m data_pipelines.sources.bouncing",
+        description="Things that fly and bounce, into shards.",
+        formatter_class=show,
     )
     add_options(parser)
     parser.add_argument("--train", type=int, default=2000, metavar="N", help="episodes to train on")
-    parser.add_argument("--val", type=int, default=200, metavar="N", help="episodes of digits held out")
-    parser.add_argument("--digits", type=int, default=1, metavar="N", help="digits in an episode")
+    parser.add_argument("--val", type=int, default=200, metavar="N", help="episodes of things held out")
+    parser.add_argument("--pictures", metavar="FOLDER", help="of labelled pictures in the IDX format; digits without")
+    parser.add_argument("--things", type=int, default=1, metavar="N", help="in an episode")
     parser.add_argument("--side", type=int, default=64, metavar="PIXELS", help="of a picture")
-    parser.add_argument("--zoom", type=int, default=2, metavar="N", help="pixels for each of a digit's 8 x 8")
+    parser.add_argument("--zoom", type=int, default=2, metavar="N", help="pixels for each of a thing's")
     parser.add_argument("--steps", type=int, default=39, metavar="N", help="of an episode")
     parser.add_argument("--slowest", type=float, default=1.0, metavar="PIXELS", help="a step")
     parser.add_argument("--fastest", type=float, default=4.0, metavar="PIXELS", help="a step")
     parser.add_argument("--bounce", choices=["mirror", "random"], default="mirror", help="at a border")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything")
-    run(digits, parser)
+    run(packed, parser)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.episodes import EpisodeFolder
-from data_pipelines.sources import digits
-from data_pipelines.sources.digits import BouncingDigits
+from data_pipelines.sources import bouncing
+from data_pipelines.sources.bouncing import BouncingPictures, Digits
 
 
 @settings(deadline=None, max_examples=30)
@@ -20,7 +20,7 @@ from data_pipelines.sources.digits import BouncingDigits
 def test_digits_fly_straight_between_bounces_and_stay_inside(
     count: int, bounce: str, seed: int, fastest: float
 ) -> None:
-    source = BouncingDigits(9, 1, count, 32, 1, 30, slowest=0.5, fastest=fastest, bounce=bounce, seed=seed)
+    source = BouncingPictures(9, 1, count, 32, 1, 30, slowest=0.5, fastest=fastest, bounce=bounce, seed=seed)
     for episode, _ in source.episodes("train", range(3)):
         truth = episode.truth.reshape(31, count, 5)
         corner, velocity = truth[..., :2] - 3.5, truth[..., 2:4]
@@ -39,8 +39,8 @@ def test_digits_fly_straight_between_bounces_and_stay_inside(
 
 
 def test_pictures_show_the_digits_where_the_truth_says() -> None:
-    source = BouncingDigits(steps=20)
-    pictures, classes = digits._pictures("train")
+    source = BouncingPictures(steps=20)
+    pictures, classes = Digits().pictures["train"], Digits().labels["train"]
     for episode, _ in source.episodes("train", range(3, 7)):
         for frame, truth in zip(episode.observations, episode.truth, strict=True):
             x, y = (truth[:2] - 7.5).round().astype(int)
@@ -54,7 +54,7 @@ def test_random_bounces_have_many_futures_and_mirrored_ones_a_single_one() -> No
     """Angles before and after a bounce at the left border: a function of each other, or not."""
     spread = {}
     for bounce in ("mirror", "random"):
-        source = BouncingDigits(side=32, zoom=1, steps=60, slowest=2, fastest=2, bounce=bounce)
+        source = BouncingPictures(side=32, zoom=1, steps=60, slowest=2, fastest=2, bounce=bounce)
         velocity = np.concatenate([episode.truth[:, 2:4] for episode, _ in source.episodes("train", range(100))])
         before, after = velocity[:-1], velocity[1:]
         bounced = (before[:, 0] < 0) & (after[:, 0] > 0) & (np.abs(before[:, 1] - after[:, 1]) < 3.9)
@@ -64,16 +64,35 @@ def test_random_bounces_have_many_futures_and_mirrored_ones_a_single_one() -> No
 
 
 def test_validation_shows_other_pictures_of_the_same_digits() -> None:
-    train, val = (digits._pictures(split) for split in ("train", "val"))
-    assert not {picture.tobytes() for picture in train[0]} & {picture.tobytes() for picture in val[0]}
-    assert set(train[1].tolist()) == set(val[1].tolist()) == set(range(10))
+    train, val = (Digits().pictures[split] for split in ("train", "val"))
+    assert not {picture.tobytes() for picture in train} & {picture.tobytes() for picture in val}
+    assert all(set(labels.tolist()) == set(range(10)) for labels in Digits().labels.values())
+
+
+class Squares:
+    """Two classes of pictures of 5 x 5 pixels: dark and bright."""
+
+    pictures = dict.fromkeys(
+        ("train", "val"), np.stack([np.full((5, 5), 90, np.uint8), np.full((5, 5), 200, np.uint8)])
+    )
+    labels = dict.fromkeys(("train", "val"), np.array([3, 7]))
+    settings = {"source": "squares"}
+
+
+def test_pictures_of_any_size_fly_with_their_class() -> None:
+    source = BouncingPictures(side=20, steps=6, things=1, zoom=2, fastest=2.0, pictures=Squares())
+    assert source.settings["pictures"] == {"source": "squares"}
+    for episode, _ in source.episodes("train", range(5)):
+        shown = {3.0: 90, 7.0: 200}[episode.truth[0, 4]]
+        assert [set(frame[frame > 0].tolist()) for frame in episode.observations] == [{shown}] * 7
+        assert [int((frame > 0).sum()) for frame in episode.observations] == [100] * 7
 
 
 def test_the_command_packs_both_splits_and_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(root: Path, *more: str) -> dict[str, bytes]:
-        arguments = ["--train", "5", "--val", "2", "--steps", "4", "--digits", "2", "--episodes-per-shard", "2"]
-        monkeypatch.setattr(sys, "argv", ["digits", str(root), *arguments, *more])
-        digits.main()
+        arguments = ["--train", "5", "--val", "2", "--steps", "4", "--things", "2", "--episodes-per-shard", "2"]
+        monkeypatch.setattr(sys, "argv", ["bouncing", str(root), *arguments, *more])
+        bouncing.main()
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
     first = run(tmp_path / "one")
@@ -91,8 +110,8 @@ def test_the_command_packs_both_splits_and_repeats_itself(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"bounce": "none"}, "bounce='none'"), ({"digits": 0}, "digits=0"), ({"side": 16}, "side - 8 zoom = 0")],
+    [({"bounce": "none"}, "bounce='none'"), ({"things": 0}, "things=0"), ({"side": 16}, "16 - 16 pixels")],
 )
 def test_what_cannot_fly_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BouncingDigits(**arguments)
+        BouncingPictures(**arguments)
