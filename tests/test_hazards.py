@@ -87,7 +87,8 @@ def test_the_body_stays_readable_at_the_end_of_states_and_is_predicted() -> None
     error = (predicted - states[:, 1:]).square()[:, None]
     found = jepa.predictions(states, actions, states, 3)[1]["prediction"]
     torch.testing.assert_close(found, error[..., :18].mean(-1))
-    felt = ego(states[:, 1:, :18], body[:, :-1], actions)
+    felt = ego.along(states[:, 1:, :18], body[:, 0], actions)
+    torch.testing.assert_close(felt[:, 1], ego(states[:, 2, :18], felt[:, 0], actions[:, 1]))
     torch.testing.assert_close(jepa.felt(states, actions), (felt - body[:, 1:]).square().mean(-1))
     with pytest.raises(ValueError, match=r"a body of shape \(3, 4, 1\)"):
         jepa.encode(torch.zeros(3, 4, 2, 3, 3, dtype=torch.uint8), body[..., :1])

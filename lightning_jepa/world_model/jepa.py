@@ -264,15 +264,16 @@ class JEPA(nn.Module):
         return starts, actions.unfold(1, length, every).transpose(-1, -2)
 
     def felt(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Squared error of the ego model, step by step, [B, T - 1]; states [B, T, D] and actions [B, T - 1, A].
+        """Squared error of the ego model along the way, [B, T - 1]; states [B, T, D] and actions [B, T - 1, A].
 
         The body is predicted from encoded states, so that their gradients teach the encoder to keep what matters to the
-        body. Through free-running predictions the few moments that hurt shake the predictor: its error one step ahead
-        was five times as large.
+        body. Through predicted ones the few moments that hurt shake the predictor: its error one step ahead was five
+        times as large. From the first on, it is predicted from what was predicted to be felt, as in a plan: told what
+        was felt a step before, pain included, the ego model says that it goes on, and never looks at what it meets.
         """
         assert self.ego is not None, "no body"
         split = self.external_size
-        felt = self.ego(states[:, 1:, :split], states[:, :-1, split:], actions / self.action_scale)
+        felt = self.ego.along(states[:, 1:, :split], states[:, 0, split:], actions / self.action_scale)
         return (felt - states[:, 1:, split:]).square().mean(-1)
 
     def _check(self, s: Tensor, s_dims: int, actions: Tensor, action_dims: int, expected: str) -> None:
