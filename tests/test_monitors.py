@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_jepa.stages.monitors import LinearProbe, Spread
+from lightning_jepa.stages.monitors import LinearProbe
+from lightning_jepa.world_model.spread import Spread
 
 
 def known_samples(std: list[float]) -> Tensor:

@@ -24,8 +24,8 @@ from lightning_jepa.evaluation.walks import Walks, random_walks
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.evaluation.world_model_exam import probe_rows
 from lightning_jepa.protocols import EnergyModel, Planner
-from lightning_jepa.stages.monitors import Spread
 from lightning_jepa.types import Tasks, Training
+from lightning_jepa.world_model.spread import Spread
 
 CURVES = ("effective_rank", "largest_std")
 

@@ -14,10 +14,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_jepa.stages.monitors import LinearProbe, Spread
+from lightning_jepa.stages.monitors import LinearProbe
 from lightning_jepa.stages.schedule import rise_and_fall
 from lightning_jepa.types import Encoded, Window
 from lightning_jepa.world_model.jepa import JEPA, following
+from lightning_jepa.world_model.spread import Spread
 from lightning_jepa.world_model.target import SlowEncoder
 
 
