@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ from lightning_jepa.world_model.latent_jepa import LatentJEPA
 SIDE = 64
 
 
-def scenes(**more: object) -> BouncingPictures:
-    return BouncingPictures(**{"train": 40, "val": 40, "things": 2, "steps": 24, **more})  # type: ignore[arg-type]
+def scenes(**more: Any) -> BouncingPictures:
+    return BouncingPictures(**{"train": 40, "val": 40, "things": 2, "steps": 24, **more})
 
 
 @pytest.fixture(scope="module")

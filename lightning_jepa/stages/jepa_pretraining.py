@@ -91,9 +91,10 @@ class JEPAPretraining(L.LightningModule):
         """Take the statistics of the pictures, and the names of the factors that probes look for, from the data."""
         if stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit, unknown to its stubs
-            for encoder in (self.jepa, self.target):
-                if encoder is not None:
-                    encoder.encoder.standardise.set(*data.statistics)  # type: ignore[operator, union-attr]  # all have it
+            for branch in (self.jepa, self.target):
+                if branch is not None:
+                    encoder: Any = branch.encoder  # every encoder standardises its pictures
+                    encoder.standardise.set(*data.statistics)
             self.probe = LinearProbe(data.manifest.truth_names)
 
     def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:

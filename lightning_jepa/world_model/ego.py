@@ -19,8 +19,8 @@ class EgoModel(nn.Module):
 
     What the body meets is local and seen: of the features of each place of the predicted map and its neighbours the
     largest count, so that what was learned here holds everywhere. In their sum one place is lost among all the others:
-    from pictures, a network with the sum learned in 300 steps what one with the largest learned in 100, and less well
-    (correlation with pain .80, and .95). Gradients reach the states, which learn to tell what matters to the body.
+    from pictures, a network with the sum learned less in 300 steps than one with the largest in 100 (correlation with
+    pain .80 against .95). Gradients reach the states, which learn to tell what matters to the body.
 
     Args:
         state_shape: C, F, G of the external state.
