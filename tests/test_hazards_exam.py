@@ -123,7 +123,7 @@ def exam(**changes: object) -> HazardsExam:
         "pain": 0.5,
         "doses": [0, 0.5, 2],
         "episodes": 6,
-        "long_episodes": 4,
+        "few_episodes": 4,
         "steps": 30,
         "rank_layouts": 2,
         "events": 4,
@@ -162,3 +162,5 @@ def test_what_the_exam_refuses(tmp_path: Path) -> None:
         exam().run(other, 0, tmp_path, Training())
     with pytest.raises(ValueError, match="at least three weights of pain, rising"):
         exam(doses=[1, 0, 2])
+    with pytest.raises(ValueError, match="pain=0.5 among them"):
+        exam(doses=[0, 1, 2])

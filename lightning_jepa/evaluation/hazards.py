@@ -62,8 +62,8 @@ class HazardsExam:
         agent: the agent, which lacks `world_model`, `cost`, `planner`, `seed` and `u`.
         pain: weight of pain where only one is looked at.
         doses: weights of pain of the dose-response row, rising.
-        episodes: tasks of each row with the critic.
-        long_episodes: tasks of rows without.
+        episodes: tasks of the row that the others are compared with.
+        few_episodes: tasks of the others.
         steps: of an episode.
         batch, radius: see `TwoRoomsExam`.
         rank_layouts: tasks in whose layouts, and for whose goals, the critic is compared with the true cost to go.
@@ -85,7 +85,7 @@ class HazardsExam:
         pain: float,
         doses: Sequence[float],
         episodes: int,
-        long_episodes: int,
+        few_episodes: int,
         steps: int,
         batch: int = 50,
         radius: float = 4.5,
@@ -97,17 +97,20 @@ class HazardsExam:
         name: str = "hazards",
         note: str | None = None,
     ) -> None:
-        if list(doses) != sorted(doses) or len(doses) < 3:
-            raise ValueError(f"evaluation.doses={list(doses)}: give at least three weights of pain, rising")
+        if list(doses) != sorted(doses) or len(doses) < 3 or pain not in doses:
+            raise ValueError(
+                f"evaluation.doses={list(doses)}: give at least three weights of pain, rising, "
+                f"and pain={pain:g} among them"
+            )
         self.world, self.batch, self.radius = world, batch, radius
         self.world.episode_steps = steps
         self.planner, self.long, self.slope, self.agent = planner, long, slope, agent
         self.pain, self.doses, self.width = pain, list(doses), width
-        self.tasks, self.fewer = first_tasks(tasks, episodes), first_tasks(tasks, long_episodes)
+        self.tasks, self.few = first_tasks(tasks, episodes), first_tasks(tasks, few_episodes)
         self.rank_layouts, self.events, self.bandwidth = rank_layouts, events, bandwidth
         protocol = {
             "episodes": episodes,
-            "episodes_without_critic": long_episodes,
+            "episodes of rows without critic and of other weights": few_episodes,
             "steps": steps,
             "layouts": "held out",
             "success": f"within {radius} px at the last step",
@@ -140,18 +143,22 @@ class HazardsExam:
         shots = OneShot(self.world, stage.jepa, stage.intrinsic, stage.metric, self.bandwidth)
         bad, harmless = (shots(self.events, Generator().manual_seed(seed), control) for control in (False, True))
         with progress_bar() as bar:
-            doses = {
-                pain: self._episodes(acting(stage.cost, self.planner, pain), self.tasks, bar, f"u_pain {pain:g}")
-                for pain in sorted({*self.doses, self.pain})
-            }
             runs = {
-                "short_horizon_with_critic": doses[self.pain],
-                "short_horizon_without": self._episodes(
-                    acting(blind, self.planner, self.pain), self.fewer, bar, "short horizon, no critic"
+                "short_horizon_with_critic": self._episodes(
+                    acting(stage.cost, self.planner, self.pain), self.tasks, bar, "short horizon with critic"
                 ),
-                "long_horizon": self._episodes(acting(blind, self.long, self.pain), self.fewer, bar, "long horizon"),
+                "short_horizon_without": self._episodes(
+                    acting(blind, self.planner, self.pain), self.few, bar, "short horizon, no critic"
+                ),
+                "long_horizon": self._episodes(acting(blind, self.long, self.pain), self.few, bar, "long horizon"),
+            }
+            doses = {
+                pain: self._episodes(acting(stage.cost, self.planner, pain), self.few, bar, f"u_pain {pain:g}")
+                for pain in self.doses
+                if pain != self.pain
             }
             floors = self._floors(stage, seed, bar)
+        doses[self.pain] = runs["short_horizon_with_critic"].first(len(self.few.layouts))
         horizons = {name: self._rows(run) for name, run in runs.items()}
         table = {f"u_pain = {pain:g}": self._rows(doses[pain]) for pain in self.doses}
         pains = torch.tensor([row["pain"].value for row in table.values()])
@@ -228,7 +235,7 @@ class HazardsExam:
             "straight": (StraightPolicy(seed), self.tasks),
             "drunkard": (DrunkardPolicy(seed), self.tasks),
             "expert": (ExpertPolicy(seed), self.tasks),
-            "careful_expert": (careful, self.fewer),
+            "careful_expert": (careful, self.few),
         }
         floors: Rows = {}
         for name, (policy, tasks) in policies.items():
@@ -239,7 +246,7 @@ class HazardsExam:
     def _pictures(
         self, folder: Path, stage: Examinee, doses: Mapping[float, Episodes], table: Mapping[str, Rows]
     ) -> None:
-        some = first_tasks(self.tasks, min(4, len(self.tasks.layouts)))
+        some = first_tasks(self.few, min(4, len(self.few.layouts)))
         truth = self._truth(stage, some, self.pain)
         h, w = truth.free.shape[-2:]
         thin = slice(None, None, 4)  # every other pixel
@@ -259,6 +266,6 @@ class HazardsExam:
             truth.low,
             4 * truth.pitch,
         )
-        paths = {pain: run.positions[: len(walls)] for pain, run in doses.items() if pain in self.doses}
+        paths = {pain: doses[pain].positions[: len(walls)] for pain in self.doses}
         paths_figure(folder / "paths.png", walls, hazards, some.starts, some.goals, paths)
         dose_figure(folder / "dose_response.png", self.doses, list(table.values()))
