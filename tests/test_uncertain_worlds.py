@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data_pipelines.worlds.fork import FATES, ForkWorld, PillarLayouts, next_fate
+from data_pipelines.worlds.fate import FATES, next_fate
+from data_pipelines.worlds.fork import ForkWorld, PillarLayouts
 from data_pipelines.worlds.slippery_bridge import CoinToss, SlipperyBridgeWorld, SlipperyLayouts
 from lightning_jepa.actor.planners.cem import CEM
 from lightning_jepa.actor.planners.scenarios import ScenarioPlanner

@@ -10,16 +10,10 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from data_pipelines.worlds.fate import FATES, next_fate
 from data_pipelines.worlds.geometry import travel
 from data_pipelines.worlds.layouts import beside, boxes, enclosed, of_split
 from data_pipelines.worlds.rooms import RoomsWorld
-
-FATES = 2**23  # numbers that a float32 holds exactly
-
-
-def next_fate(fate: Tensor) -> Tensor:
-    """The next number of a linear congruential generator with this period; whole numbers kept as floats."""
-    return ((fate.long() * 1_664_525 + 1_013_904_223) % FATES).to(fate.dtype)
 
 
 class ForkWorld(RoomsWorld):

@@ -114,18 +114,18 @@ def shortest_ways(walls: Tensor, goal: Tensor, margin: float = 0.05) -> tuple[Te
     return nodes, length
 
 
-def way_to_goal(position: Tensor, walls: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+def way_to_goal(position: Tensor, walls: Tensor, ways: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The geodesic from points to a goal.
 
     Args:
         position: [B, Q, 2].
         walls: [B, K, 4], inflated by the radius of the agent.
-        goal: [B, 2].
+        ways: to the goal, from `shortest_ways`.
 
     Returns:
         its length [B, Q], and the point to head for next [B, Q, 2].
     """
-    nodes, length = shortest_ways(walls, goal)
+    nodes, length = ways
     b, q, n = *position.shape[:2], nodes.shape[1]
     start = position[:, :, None].expand(-1, -1, n, -1).reshape(b, q * n, 2)
     move = nodes[:, None].expand(-1, q, -1, -1).reshape(b, q * n, 2) - start

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from data_pipelines.worlds.geometry import blob, coverage, inflate, travel, way_to_goal
+from data_pipelines.worlds.geometry import blob, coverage, inflate, shortest_ways, travel, way_to_goal
 from data_pipelines.worlds.layouts import HIGH, LOW, beside, boxes, enclosed, of_split
 
 SIZE = 65  # pixels along each side of the world; all lengths are in these pixels
@@ -88,6 +88,7 @@ class RoomsWorld:
         self.layout_ids = layouts.to(self.device)
         self.walls = self.layouts.walls(layouts).to(self.device)
         self.solid = inflate(self.walls, self.radius)
+        self._known: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
         self.state = state.to(self.device, torch.float32)
         self._drawn_walls = coverage(self.walls, SIZE, self.stride)
         return self.render()
@@ -125,12 +126,19 @@ class RoomsWorld:
 
     def way_length(self, goal: Tensor) -> Tensor:
         """Length of the shortest free way [B] from the current states to goals [B, 2]."""
-        return way_to_goal(self.state[:, None], self.solid, goal.to(self.state))[0][:, 0]
+        return way_to_goal(self.state[:, None], self.solid, self._ways(goal))[0][:, 0]
 
     def expert(self, goal: Tensor) -> Tensor:
         """The action [B, 2] of an expert who knows the walls: along the shortest way, at full speed."""
-        target = way_to_goal(self.state[:, None], self.solid, goal.to(self.state))[1][:, 0]
+        target = way_to_goal(self.state[:, None], self.solid, self._ways(goal))[1][:, 0]
         return self.bounded(target - self.state)
+
+    def _ways(self, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Shortest ways to goals [B, 2], found once for as long as these are the goals."""
+        goal = goal.to(self.state)
+        if self._known is None or not torch.equal(self._known[0], goal):
+            self._known = (goal, shortest_ways(self.solid, goal))
+        return self._known[1]
 
     def sample_states(self, layouts: Tensor, rooms: Tensor, generator: Generator) -> Tensor:
         """Uniform free positions [B, 2], each within the given room [B] of its layout [B]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from data_pipelines.worlds.fork import FATES, next_fate
+from data_pipelines.worlds.fate import FATES, next_fate
 from data_pipelines.worlds.geometry import blob, coverage
 from data_pipelines.worlds.layouts import of_split
 from data_pipelines.worlds.rooms import SIZE

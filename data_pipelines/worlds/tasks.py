@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
+from data_pipelines.worlds.geometry import travel
 from data_pipelines.worlds.hazards import HazardRooms, HazardTwoRooms
+from data_pipelines.worlds.mazes import MazeLayouts
 from data_pipelines.worlds.rooms import RoomsWorld, TwoRoomsLayouts
 from lightning_jepa.types import Tasks
 
 FOLDER = Path(__file__).parent / "tasks"
+MAZE_WAYS = {"maze_5_7": range(5, 8), "maze_8_12": range(8, 13)}  # passages between start and goal
 
 
 def room_tasks(world: RoomsWorld, count: int = 300, seed: int = 0) -> Tasks:
@@ -35,6 +38,30 @@ def room_tasks(world: RoomsWorld, count: int = 300, seed: int = 0) -> Tasks:
             world.reset(chosen, place)
             safe &= world.body()[:, world.body_names.index("pain")] == 0
     return Tasks(*(part[safe][:count] for part in (chosen, starts, goals)))
+
+
+def maze_tasks(world: RoomsWorld, passages: range, count: int = 300, seed: int = 0, reach: float = 4.5) -> Tasks:
+    """Draw tasks in held-out mazes that lead through so many passages, with no goal in greedy reach.
+
+    Args:
+        world: of `MazeLayouts`.
+        passages: how many lie between start and goal.
+        count: N.
+        seed: of the draw.
+        reach: pixels; straight at the goal no agent gets that close to it.
+    """
+    layouts = world.layouts
+    assert isinstance(layouts, MazeLayouts)
+    generator = torch.Generator().manual_seed(seed)
+    ids = layouts.ids("held_out")
+    chosen = ids[torch.randint(len(ids), (8 * count,), generator=generator)]
+    first, last = torch.randint(layouts.cells**2, (2, len(chosen)), generator=generator)
+    starts, goals = (world.sample_states(chosen, cell, generator).round(decimals=3) for cell in (first, last))
+    away = layouts.steps(chosen)[torch.arange(len(chosen)), first, last]
+    world.reset(chosen, starts)
+    end = travel(starts[:, None], (goals - starts)[:, None], world.solid)[:, 0]
+    fit = (away >= passages.start) & (away < passages.stop) & ((goals - end).norm(dim=-1) > reach)
+    return Tasks(*(part[fit][:count] for part in (chosen, starts, goals)))
 
 
 def write_tasks(tasks: Tasks, path: Path) -> None:
@@ -67,3 +94,5 @@ def load_tasks(name: str = "two_rooms") -> Tasks:
 if __name__ == "__main__":
     write_tasks(room_tasks(RoomsWorld(TwoRoomsLayouts())), FOLDER / "two_rooms.json")
     write_tasks(room_tasks(HazardRooms(HazardTwoRooms())), FOLDER / "hazards.json")
+    for name, passages in MAZE_WAYS.items():
+        write_tasks(maze_tasks(RoomsWorld(MazeLayouts(), "maze"), passages), FOLDER / f"{name}.json")

@@ -63,7 +63,7 @@ class VonMisesWalk:
         self._noise = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         spread = self._noise.random(b)
         self._kappa = self.erratic * (self.persistent / self.erratic) ** spread
-        rooms = torch.randint(2, (b,), generator=generator)
+        rooms = torch.randint(world.layouts.rooms(layouts[:1]).shape[1], (b,), generator=generator)
         starts = world.sample_states(layouts, rooms, generator)
         heading = (torch.rand(b, generator=generator) * 2 - 1) * pi
         if self.door_share > 0:
