@@ -26,8 +26,8 @@ def pipeline(cfg: DictConfig) -> Path | None:
     from lightning_jepa.distill import distill
     from lightning_jepa.evaluate import evaluate
     from lightning_jepa.evaluation import results
-    from lightning_jepa.precheck import before, foundation, precheck
-    from lightning_jepa.staging import TRAINED, on_top
+    from lightning_jepa.precheck import foundation, precheck
+    from lightning_jepa.staging import TRAINED, before, on_top
     from lightning_jepa.train import train
 
     precheck(cfg)
@@ -42,17 +42,17 @@ def pipeline(cfg: DictConfig) -> Path | None:
                 digests = {split: manifest.digest for split, manifest in manifests.items()}
                 tracking.log_data(own, step.data.root, digests, "collect")
         for seed in cfg.seeds:
-            trained = None
+            trained: dict[str | None, str] = {}
             graphs = Path(cfg.paths.out, f"graphs_seed_{seed}.pt")
             for stage in (name for name in TRAINED if name in cfg.stages):
-                below = trained if before(stage) in cfg.stages else foundation(cfg, stage, seed)
+                below = trained.get(before(cfg, stage)) or foundation(cfg, stage, seed)
                 step = on_top(tracking.nested(cfg, stage, seed, parent), stage, below, graphs)
                 print(f"{stage}: seed {seed}", flush=True)
-                trained = (distill if stage == "distill" else train)(step)["checkpoint"]
+                trained[stage] = (distill if stage == "distill" else train)(step)["checkpoint"]
             graphs.unlink(missing_ok=True)  # large, and no use to anyone else
             if "evaluate" in cfg.stages:
                 print(f"evaluate: seed {seed}", flush=True)
-                found = str(trained or foundation(cfg, "evaluate", seed))
+                found = str(list(trained.values())[-1] if trained else foundation(cfg, "evaluate", seed))
                 evaluated.append(evaluate(tracking.nested(cfg, "evaluate", seed, parent, found)))
         if evaluated:
             merged = results.merge(evaluated, destination)

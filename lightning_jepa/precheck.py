@@ -10,7 +10,7 @@ from lightning_jepa.build import build, checked, resolved
 from lightning_jepa.checkpoint import LAST
 from lightning_jepa.distributed import require_one_process
 from lightning_jepa.paths import writable
-from lightning_jepa.staging import BUILDS_ON, TRAINED
+from lightning_jepa.staging import TRAINED, before
 
 BUILT = {"collect": ("collection",), "pretrain": ("data", "stage"), "evaluate": ("evaluation",)}  # to see that they fit
 STAGES = ("collect", *TRAINED, "evaluate")
@@ -45,18 +45,13 @@ def precheck(cfg: DictConfig) -> None:
     for seed in cfg.seeds:
         for stage in trained or (["evaluate"] if "evaluate" in stages else []):
             found = foundation(cfg, stage, seed)
-            if found is not None and before(stage) not in trained and not found.is_file():
+            if found is not None and before(cfg, stage) not in trained and not found.is_file():
                 raise ValueError(
                     f"there is no checkpoint {found} for {stage} to build on; give checkpoint=PATH, or resume=auto for "
                     f"the newest run called {cfg.name}"
                 )
     if "evaluate" in stages:
         writable(cfg.paths.results)
-
-
-def before(stage: str) -> str | None:
-    """The training stage whose checkpoint this one builds on; none for the first, and for an exam, which takes any."""
-    return BUILDS_ON.get(stage)
 
 
 def left_by(cfg: DictConfig, stage: str, seed: int) -> Path:
@@ -75,7 +70,7 @@ def foundation(cfg: DictConfig, stage: str, seed: int) -> Path | None:
     if cfg.checkpoint is not None:
         return Path(cfg.checkpoint)
     if stage in TRAINED:
-        return left_by(cfg, str(before(stage)), seed)
+        return left_by(cfg, str(before(cfg, stage)), seed)
     known = [name for name in TRAINED if name == "pretrain" or cfg[name] is not None]
     left = [left_by(cfg, name, seed) for name in known]
     return next((path for path in reversed(left) if path.is_file()), left[0])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor
+from torch.nn import Module
 
 from lightning_jepa.types import Modulation, Plan
 
@@ -75,6 +76,25 @@ class BranchingModel(WorldModel, Protocol):
 
     def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """From s [N, D] by actions [N, A]: M states [N, M, D] and their probabilities [N, M]."""
+        ...
+
+
+class LevelModel(WorldModel, Protocol):
+    """One level of a hierarchy above the first: it encodes states of the level below in the place of pictures."""
+
+    metric: Module  # from states [..., D] to a space whose distances say what to approach
+
+
+class Hierarchy(WorldModel, Protocol):
+    """A world model with others on top, whose steps are longer (paper section 4.6); it is its own first level."""
+
+    @property
+    def depth(self) -> int:
+        """How many levels there are."""
+        ...
+
+    def above(self, number: int) -> LevelModel:
+        """Level 2 or one above, to plan with."""
         ...
 
 

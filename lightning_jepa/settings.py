@@ -35,6 +35,8 @@ class Settings:
     agent: Any = None
     views: Any = None
     stage: Any = None
+    level2: Any = None
+    level3: Any = None
     critic: Any = None
     distill: Any = None
     probe: Any = None

@@ -8,8 +8,21 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-BUILDS_ON = {"pretrain": None, "critic": "pretrain", "distill": "critic", "probe": "pretrain"}
+# each builds on the nearest of those named with it that the configuration says how to train
+BUILDS_ON = {
+    "pretrain": (),
+    "level2": ("pretrain",),
+    "level3": ("level2",),
+    "critic": ("level3", "level2", "pretrain"),
+    "distill": ("critic",),
+    "probe": ("pretrain",),
+}
 TRAINED = tuple(BUILDS_ON)
+
+
+def before(cfg: DictConfig, stage: str) -> str | None:
+    """The training stage whose checkpoint this one builds on; none for the first, and for an exam, which takes any."""
+    return next((name for name in BUILDS_ON.get(stage, ()) if name == "pretrain" or cfg[name] is not None), None)
 
 
 def on_top(cfg: DictConfig, stage: str, below: str | Path | None, graphs: Path) -> DictConfig:
@@ -24,7 +37,7 @@ def on_top(cfg: DictConfig, stage: str, below: str | Path | None, graphs: Path) 
 def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConfig, bool]:
     """The configuration of the stage that `cfg.train` names, and whether the checkpoint is of the stage before it.
 
-    What the groups `critic` and `distill` say of stage, data, trainer and callbacks takes the place of what is said at
+    What a stage's group, such as `critic`, says of stage, data, trainer and callbacks takes the place of what is said at
     the top. The configuration of the stage before comes from the checkpoint, so that each checkpoint is whole.
 
     Args:
@@ -44,13 +57,17 @@ def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConf
         raise ValueError(f"train={cfg.train}, but nothing says how: choose {cfg.train}=... (conf/{cfg.train})")
     if content is None:
         raise ValueError(
-            f"train={cfg.train} builds on a checkpoint of train={BUILDS_ON[cfg.train]}: give init_from=PATH"
+            f"train={cfg.train} builds on a checkpoint of train={before(cfg, cfg.train)}: give init_from=PATH"
         )
-    found = content["config"]["stage"]
+    found, trained = content["config"]["stage"], content["config"].get("train", "pretrain")
+    if trained != cfg.train and trained not in BUILDS_ON[cfg.train]:
+        raise ValueError(
+            f"train={cfg.train} builds on a checkpoint of train={before(cfg, cfg.train)}, this one is of train={trained}"
+        )
     with open_dict(own):
         own.stage = group.stage
         for part in ("data", "trainer", "callbacks"):
             own[part] = OmegaConf.merge(own[part], group.get(part, {}))
-        same = found["_target_"] == own.stage._target_
+        same = trained == cfg.train
         own.stage.previous = found["previous"] if same else found
     return own, not same

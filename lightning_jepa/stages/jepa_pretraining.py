@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_jepa.stages.monitors import LinearProbe
 from lightning_jepa.stages.schedule import rise_and_fall
 from lightning_jepa.types import Encoded, Window
+from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
 from lightning_jepa.world_model.jepa import JEPA, following
 from lightning_jepa.world_model.spread import Spread
 from lightning_jepa.world_model.target import SlowEncoder
@@ -50,6 +51,7 @@ class JEPAPretraining(L.LightningModule):
     """
 
     cost = policy = None  # come with the stages above
+    jepa: JEPA | HierarchicalJEPA
 
     def __init__(
         self,
@@ -75,8 +77,14 @@ class JEPAPretraining(L.LightningModule):
         self.probe: LinearProbe | None = None  # named after the data's factors, which are known once fitting starts
 
     @property
+    def model(self) -> JEPA:
+        """What is trained; in a hierarchy, the level."""
+        assert isinstance(self.jepa, JEPA)
+        return self.jepa
+
+    @property
     def _encoder(self) -> nn.Module:
-        encoder = self.jepa.encoder
+        encoder = self.model.encoder
         assert isinstance(encoder, nn.Module)
         return encoder
 
@@ -91,11 +99,14 @@ class JEPAPretraining(L.LightningModule):
         """Take the statistics of the pictures, and the names of the factors that probes look for, from the data."""
         if stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit, unknown to its stubs
-            for branch in (self.jepa, self.target):
-                if branch is not None:
-                    encoder: Any = branch.encoder  # every encoder standardises its pictures
-                    encoder.standardise.set(*data.statistics)
+            self._standardise(*data.statistics)
             self.probe = LinearProbe(data.manifest.truth_names)
+
+    def _standardise(self, mean: Tensor, std: Tensor) -> None:
+        for branch in (self.model, self.target):
+            if branch is not None:
+                encoder: Any = branch.encoder  # every encoder standardises its pictures
+                encoder.standardise.set(mean, std)
 
     def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of the loss, unweighted, and the states [B, T, D] of the first level."""
@@ -106,39 +117,47 @@ class JEPAPretraining(L.LightningModule):
                 f"give the first of data.levels stride 1"
             )
         actions = dense.actions[:, :, 0]
-        states = self.jepa.encode(dense.observations, dense.body)
+        states = self.model.encode(dense.observations, dense.body)
         batch, energies = self._encoded(dense.observations, states, actions)
         terms = {name: energy.mean() for name, energy in energies.items()}
-        if self.jepa.ego is not None:
-            terms["body"] = self.jepa.felt(states, actions).mean()
+        if self.model.ego is not None:
+            terms["body"] = self.model.felt(states, actions).mean()
         for criterion in self.criteria.values():
             terms |= criterion(batch)
         if self.geometry is not None:
-            encoded = [states] + [self.jepa.encode(window.observations, window.body) for window in windows[1:]]
+            encoded = [states] + [self.model.encode(window.observations, window.body) for window in windows[1:]]
             found = [self.geometry(s, w.actions.shape[2]) for s, w in zip(encoded, windows, strict=True)]
             terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
         return terms, states
 
     def _encoded(self, observations: Tensor, states: Tensor, actions: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
         """What criteria look at, of pictures [B, T, C, H, W], states [B, T, D], actions [B, T - 1, A]; and energies."""
-        external = slice(self.jepa.external_size)  # what is felt needs no criterion: it can't collapse
+        external = slice(self.model.external_size)  # what is felt needs no criterion: it can't collapse
         seen = states[..., external]
         encoded = seen if self.target is None else self.target(observations)
-        predicted, energies = self.jepa.predictions(states, actions, encoded, self.horizon, self.every, self.context)
+        predicted, energies = self.model.predictions(states, actions, encoded, self.horizon, self.every, self.context)
         s_y, y = (following(sequence, self.horizon, self.every, self.context) for sequence in (encoded, observations))
-        return Encoded(seen, actions / self.jepa.action_scale, predicted[..., external], s_y, y), energies
+        done = actions.detach() / self.model.action_scale  # those that are learned themselves are no place to hide in
+        return Encoded(seen, done, predicted[..., external], s_y, y), energies
 
     def viewed(self, windows: tuple[Window, ...]) -> tuple[Window, ...]:
         """Pairs of views, where there are any; they are made where the model is."""
         return windows if self.views is None else (self.views(windows[0]), *windows[1:])
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
-        """The weighted sum of all terms.
+        """The weighted sum of all terms."""
+        terms, _ = self.terms(self.viewed(batch))
+        loss = self.weighted(terms)
+        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def weighted(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The sum of all terms by their weights.
 
         Raises:
             ValueError: if the weights do not name exactly the terms, or an energy is not finite.
         """
-        terms, _ = self.terms(self.viewed(batch))
         if terms.keys() != self.weights.keys():
             raise ValueError(
                 f"stage.weights has {sorted(self.weights)}, the criteria give {sorted(terms)}: name exactly these"
@@ -150,8 +169,6 @@ class JEPAPretraining(L.LightningModule):
                 f"step {self.global_step}: {', '.join(spoilt)} is not finite. The last checkpoint stays as it is: "
                 "lower the learning rate or the weight of that term, and go on with resume=auto"
             )
-        self.log_dict({f"train/{name}": term for name, term in terms.items()})
-        self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:

@@ -1,0 +1,228 @@
+"""One level of a hierarchy above the first: states of states, by actions that stand for many.
+
+Legend: B batch, T time, n steps of the level below, D below's state, E this level's, A below's action, M this level's
+action, N remembered chunks, C c channels below and here, h w map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_jepa.layers import mlp
+from lightning_jepa.world_model.jepa import JEPA
+
+
+class MacroAction(nn.Module):
+    """A chunk of n actions of the level below as one abstract action: tanh(MLP(chunk)), so bounded.
+
+    Args:
+        steps: n.
+        action_size: A.
+        size: M; few, so that a planner can search among them, and what it finds is something that was done.
+        hidden: width of the hidden layer.
+        action_scale: actions of the level below are divided by it.
+
+    Raises:
+        ValueError: if an abstract action would be larger than what it stands for.
+    """
+
+    def __init__(self, steps: int, action_size: int, size: int, hidden: int = 128, action_scale: float = 1.0) -> None:
+        super().__init__()
+        if steps < 1 or not 1 <= size <= steps * action_size:
+            raise ValueError(
+                f"a macro-action of {size} numbers for {steps} actions of {action_size}: give at least 1 step, and "
+                f"between 1 and {max(1, steps) * action_size} numbers"
+            )
+        self.steps, self.below_size, self.size, self.action_scale = steps, action_size, size, action_scale
+        self.layers = mlp(steps * action_size, hidden, size, depth=1)
+
+    def forward(self, chunks: Tensor) -> Tensor:
+        """[..., n, A] -> [..., M], between -1 and 1.
+
+        Raises:
+            ValueError: if the chunks are of another shape.
+        """
+        if chunks.shape[-2:] != (self.steps, self.below_size):
+            raise ValueError(
+                f"chunks of {list(chunks.shape[-2:])}, expected [{self.steps}, {self.below_size}]: the windows' stride "
+                "must be the product of the levels' steps"
+            )
+        return torch.tanh(self.layers(chunks.flatten(-2) / self.action_scale))
+
+
+class Same(nn.Module):
+    """The identity as the encoder of a level: its states are those of the level below.
+
+    Args:
+        state_size: D.
+    """
+
+    def __init__(self, state_size: int) -> None:
+        super().__init__()
+        self.state_size = state_size
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return states
+
+
+class MapAbove(nn.Module):
+    """A smaller map above a map: what is kept of each place, and what is left out, is for training to find.
+
+    Args:
+        below_shape: C, h, w of the level below; what is felt, which comes after it, is left out.
+        channels: c.
+        hidden: channels of the hidden layer.
+
+    Raises:
+        ValueError: if the map is not smaller.
+    """
+
+    def __init__(self, below_shape: Sequence[int], channels: int, hidden: int = 64) -> None:
+        super().__init__()
+        if len(below_shape) != 3 or not 1 <= channels < below_shape[0]:
+            raise ValueError(
+                f"{channels} channels above a map of shape {list(below_shape)}: give [C, h, w], and fewer channels"
+            )
+        self.below_shape = tuple(below_shape)
+        self.below_size = below_shape[0] * below_shape[1] * below_shape[2]
+        self.state_size = channels * below_shape[1] * below_shape[2]
+        self.layers = nn.Sequential(
+            nn.Conv2d(below_shape[0], hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, channels, 1)
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, E].
+
+        Raises:
+            ValueError: if the states are smaller than that map.
+        """
+        if states.shape[-1] < self.below_size:
+            raise ValueError(
+                f"states of {states.shape[-1]} numbers, this level was built above a map of {list(self.below_shape)}"
+            )
+        maps = states[..., : self.below_size].reshape(-1, *self.below_shape)
+        above: Tensor = self.layers(maps.contiguous(memory_format=torch.channels_last))
+        return above.reshape(*states.shape[:-1], -1)
+
+
+class Support(NamedTuple):
+    """Macro-actions that were done: around them the level's predictions can be trusted."""
+
+    mean: Tensor  # [M]
+    root: Tensor  # [M, M]: mean + root w has their covariance where w is white
+
+
+class Level(nn.Module):
+    """A JEPA over the states of the level below, n of whose steps are one of its own (paper section 4.6).
+
+        s2 = Enc2(s),   a2 = Act2(a[0], ..., a[n - 1]),   s2[t + n] = Pred2(s2[t], a2)
+
+    It is the same architecture as below, with states in the place of pictures.
+
+    Args:
+        jepa: Enc2, from states [B, T, D] to [B, T, E], and Pred2.
+        macro: Act2.
+        metric: from states [..., E] to a space whose distances say what to approach, which a `geometry` trains; states
+            if None.
+        pool: states of the level below, at most that many up to the present one, of which Enc2 sees the mean.
+        remembered: N, chunks of training data that are kept to tell which macro-actions there are.
+
+    Raises:
+        ValueError: if the two do not fit.
+    """
+
+    chunks: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        jepa: JEPA,
+        macro: MacroAction,
+        metric: nn.Module | None = None,
+        pool: int = 1,
+        remembered: int = 1024,
+    ) -> None:
+        super().__init__()
+        if jepa.action_size != macro.size or jepa.action_scale != 1:
+            raise ValueError(
+                f"the level's predictor takes actions of {jepa.action_size} numbers at a scale of "
+                f"{jepa.action_scale:g}, its macro-actions have {macro.size} between -1 and 1: give the same size, and "
+                "an action_scale of 1"
+            )
+        if min(pool, remembered) < 1:
+            raise ValueError(f"pool={pool}, remembered={remembered}: give at least 1")
+        self.jepa, self.macro, self.pool = jepa, macro, pool
+        self.metric = metric if metric is not None else nn.Identity()
+        self.register_buffer("chunks", torch.zeros(remembered, macro.steps, macro.below_size))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    @property
+    def steps(self) -> int:
+        """Of the level below, in one of this: n."""
+        return self.macro.steps
+
+    def lift(self, states: Tensor) -> Tensor:
+        """Successive states of the level below, [B, T, D] -> this level's [B, T, E]."""
+        return self.jepa.encode(self.pooled(states))
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """What Enc2 sees of successive states [B, T, D]: the mean of those up to each."""
+        if self.pool == 1:
+            return states
+        total = states.cumsum(1)
+        before = torch.cat([torch.zeros_like(total[:, : self.pool]), total], 1)[:, : total.shape[1]]
+        count = torch.arange(1, states.shape[1] + 1, device=states.device).clamp_max(self.pool)
+        return (total - before) / count[:, None]
+
+    @torch.no_grad()
+    def remember(self, chunks: Tensor) -> None:
+        """Keep some of the chunks [B, n, A] of a batch, in the place of the oldest ones."""
+        count = min(len(chunks), len(self.chunks))
+        places = (self.seen + torch.arange(count, device=chunks.device)) % len(self.chunks)
+        self.chunks[places] = chunks[:count].to(self.chunks)
+        self.seen += count
+
+    @torch.no_grad()
+    def support(self) -> Support:
+        """Mean and spread of the macro-actions that were done.
+
+        Raises:
+            ValueError: if none were.
+        """
+        known = int(self.seen.clamp_max(len(self.chunks)))
+        if known <= self.macro.size:
+            raise ValueError(
+                f"this level has seen {known} chunks of actions, which do not tell what a macro-action of "
+                f"{self.macro.size} numbers may be: train it first (train=level2)"
+            )
+        macros = self.macro(self.chunks[:known]).double()
+        values, axes = torch.linalg.eigh(macros.T.cov(correction=0) if self.macro.size > 1 else macros.var().view(1, 1))
+        root = axes * values.clamp_min(0).sqrt()
+        return Support(macros.mean(0).float(), root.float())
+
+
+class Whitened:
+    """A level as a world model (protocol `WorldModel`) whose actions are white where they are what was done.
+
+    A planner's bound on the norm of an action then is one on how unusual it may be, in standard deviations.
+
+    Args:
+        level: which.
+    """
+
+    def __init__(self, level: Level) -> None:
+        self.level, self.jepa, self.metric = level, level.jepa, level.metric
+        self.mean, self.root = level.support()
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        """States of the level below, [B, T, D] -> [B, T, E]."""
+        return self.level.lift(observations)
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        """[B, E], [B, S, H, M] -> [B, S, H, E]."""
+        return self.jepa.rollout(s, (self.mean + actions @ self.root.T).clamp(-1, 1))
