@@ -83,6 +83,7 @@ class LevelModel(WorldModel, Protocol):
     """One level of a hierarchy above the first: it encodes states of the level below in the place of pictures."""
 
     metric: Module  # from states [..., D] to a space whose distances say what to approach
+    action_size: int  # of its macro-actions
 
 
 class Hierarchy(WorldModel, Protocol):

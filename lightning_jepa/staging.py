@@ -37,8 +37,8 @@ def on_top(cfg: DictConfig, stage: str, below: str | Path | None, graphs: Path) 
 def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConfig, bool]:
     """The configuration of the stage that `cfg.train` names, and whether the checkpoint is of the stage before it.
 
-    What a stage's group, such as `critic`, says of stage, data, trainer and callbacks takes the place of what is said at
-    the top. The configuration of the stage before comes from the checkpoint, so that each checkpoint is whole.
+    What a stage's group, such as `critic`, says of stage, data, trainer and callbacks takes the place of what is said
+    at the top. The configuration of the stage before comes from the checkpoint, so that each checkpoint is whole.
 
     Args:
         cfg: of the run.
@@ -62,7 +62,8 @@ def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConf
     found, trained = content["config"]["stage"], content["config"].get("train", "pretrain")
     if trained != cfg.train and trained not in BUILDS_ON[cfg.train]:
         raise ValueError(
-            f"train={cfg.train} builds on a checkpoint of train={before(cfg, cfg.train)}, this one is of train={trained}"
+            f"train={cfg.train} builds on a checkpoint of train={before(cfg, cfg.train)}: this one is of "
+            f"train={trained}"
         )
     with open_dict(own):
         own.stage = group.stage

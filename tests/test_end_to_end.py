@@ -19,10 +19,11 @@ from PIL import Image
 
 from data_pipelines.schema import Manifest
 from data_pipelines.shards import verify
-from lightning_jepa import checkpoint, pipeline
+from lightning_jepa import checkpoint, pipeline, train
 from lightning_jepa.evaluation import results
 from lightning_jepa.evaluation.results import Results
 from lightning_jepa.evaluation.tables import main_tables, summary
+from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
 
 pytestmark = pytest.mark.slow
 
@@ -224,6 +225,29 @@ def test_a_critic_of_pain_from_a_world_to_its_results(tmp_path: Path) -> None:
     assert stage.intrinsic.names == ("goal", "pain")
     manifest = Manifest.load(tmp_path / "data" / "hazards_33" / "train")
     assert (manifest.body_names, manifest.energy_names) == (("energy_level", "pain"), ("pain",))
+
+
+def test_levels_stack_by_configuration_alone(tmp_path: Path) -> None:
+    """The experiment `maze` at its smallest, with a third level; then another level 3 on the level 2 that is there."""
+    tiny = {"experiment": "maze_tiny"}
+    written = pipeline.pipeline(configuration(tmp_path, "run", "tracking=none", **tiny))
+    assert written is not None
+    found = results.load(written)
+    keys = {"hierarchical_success_5_7", "hierarchical_success_8_12", "flat_success_5_7", "flat_success_8_12"}
+    keys |= {"evaluations_ratio", "distractor_probe_s1", "distractor_probe_s2", "room_probe_s2", "room_probe_s3"}
+    assert keys | {f"level{level}_error_{ahead}" for level in (1, 2, 3) for ahead in (8, 16)} <= found.metrics.keys()
+    stage = checkpoint.load_stage(tmp_path / "run" / "level3_seed_0" / checkpoint.LAST)
+    assert isinstance(stage.jepa, HierarchicalJEPA)
+    assert (stage.jepa.depth, stage.jepa.stride(3)) == (3, 8)
+    below = checkpoint.load_stage(tmp_path / "run" / "level2_seed_0" / checkpoint.LAST).state_dict()
+    kept = stage.previous.state_dict()
+    assert all(torch.equal(kept[name], below[name]) for name in below)
+    cfg = configuration(tmp_path, "run", "tracking=none", "stages=[level3]", "seed=1", **tiny)
+    pipeline.pipeline(cfg)
+    cfg = configuration(tmp_path, "other", "tracking=none", "train=level3", **tiny)
+    cfg.init_from = str(tmp_path / "run" / "pretrain_seed_0" / checkpoint.LAST)
+    with pytest.raises(ValueError, match="builds on a checkpoint of train=level2: this one is of train=pretrain"):
+        train.train(cfg)
 
 
 def command(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -123,3 +123,19 @@ class HierarchicalJEPA(nn.Module):
         """Blocks of n actions [..., n, A] -> the macro-action of a level that stands for each, [..., M]."""
         macro: Tensor = self.level(number).macro(self.chunks(actions, number))
         return macro
+
+    def predicted(self, s: Tensor, actions: Tensor, number: int) -> Tensor:
+        """What a level imagines, by what is known to be done below: from s [B, D] by actions [B, H n, A]: [B, H, D'].
+
+        Raises:
+            ValueError: if the actions cannot be cut into steps of the level.
+        """
+        if number == 1:
+            return self.base.predict(s, actions)
+        stride = self.stride(number)
+        if actions.shape[1] % stride:
+            raise ValueError(
+                f"{actions.shape[1]} actions: a step of level {number} has {stride}; give a multiple of that"
+            )
+        here = self.lift(s[:, None], number)[:, 0]
+        return self.level(number).jepa.predict(here, self.macros(actions.unflatten(1, (-1, stride)), number))

@@ -5,7 +5,7 @@ Legend: B episodes, S candidates, H horizon, A action, D state of level 1, D' of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,7 +25,7 @@ class HierarchicalPlanner:
     same plan; one that does not reach it gets another with the new plan.
 
     Args:
-        planners: one for each level, the lowest first. Those of levels above the first search among white actions, see
+        planners: "level1", "level2" and so on -> that level's. Those above the first search among white actions, see
             `world_model.level.Whitened`; one that lacks its `metric` gets the level's.
         goal: what makes the top level's cost of its `metric`.
         subgoal: what makes that of a level below, of the `lift` and `metric` of the level above.
@@ -38,21 +38,22 @@ class HierarchicalPlanner:
 
     def __init__(
         self,
-        planners: Sequence[Planner | Callable[..., Planner]],
+        planners: Mapping[str, Planner | Callable[..., Planner]],
         goal: Callable[..., Cost],
         subgoal: Callable[..., Cost],
         hold: int = 2,
         reached: float = 0.7,
     ) -> None:
-        if len(planners) < 2:
-            raise ValueError(f"{len(planners)} planners: give one for each level, at least two, the lowest first")
+        names = [f"level{number}" for number in range(1, max(2, len(planners)) + 1)]
+        if sorted(planners) != names:
+            raise ValueError(f"planner.planners has {sorted(planners)}: give one for each level, {', '.join(names)}")
         check_counts(hold=hold)
         check_positive(reached=reached)
-        first = planners[0]
+        first = planners["level1"]
         if callable(first):
-            raise ValueError("planner.planners[0] lacks its metric: level 1 approaches subgoals; choose cem or mppi")
+            raise ValueError("planner.planners.level1 lacks its metric: it approaches subgoals; choose cem or mppi")
         self.lowest: Planner = first
-        self.above = list(planners[1:])
+        self.above = [planners[name] for name in names[1:]]
         self.goal, self.subgoal, self.hold, self.reached = goal, subgoal, hold, reached
         self._task: Tensor | None = None
         self._floors: list[_Floor] = []

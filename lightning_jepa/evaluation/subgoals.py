@@ -1,0 +1,118 @@
+"""Controls of hierarchical planning: subgoals that are true, that are drawn, and macro-actions that mean another thing.
+
+Legend: B episodes, S candidates, H horizon, D state of a level, M macro-action.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lightning_jepa.evaluation.world import ExamWorld
+from lightning_jepa.protocols import Cost, Hierarchy, LevelModel, WorldModel
+from lightning_jepa.types import Modulation, Plan, Tasks
+
+
+class OracleSubgoals:
+    """A "planner" of level 2 that knows the way: where an expert would stand some steps ahead, seen and encoded.
+
+    What is left to go wrong below it is level 1: an upper bound for the hierarchy.
+
+    Args:
+        world: in which the agent acts; told with the tasks.
+        world_model: perceives.
+        steps: of the world, ahead.
+    """
+
+    horizon, action_bound = 1, 1.0
+
+    def __init__(self, world: ExamWorld, world_model: WorldModel, steps: int) -> None:
+        self.world, self.world_model, self.steps = world, world_model, steps
+
+    def prepare(self, world: ExamWorld, tasks: Tasks) -> None:
+        """Hear of the goals."""
+        self.goals = tasks.goals.to(world.device)
+
+    def plan(
+        self,
+        s: Tensor,
+        world_model: LevelModel,
+        cost: Cost,
+        modulation: Modulation,
+        start: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Plan:
+        """See `protocols.Planner`; nothing is searched."""
+        here = self.world.state.clone()
+        for _ in range(self.steps):
+            self.world.state = self.world.advance(self.world.state[:, None], self.world.expert(self.goals)[:, None])[
+                :, 0
+            ]
+        ahead = self.world_model.encode(self.world.render()[:, None])
+        self.world.state = here
+        states = world_model.encode(ahead)
+        return Plan(s.new_zeros(len(s), 1, 1), states, s.new_zeros(len(s)), 0)
+
+
+class RandomSubgoals:
+    """A "planner" of level 2 that does not search: where some macro-action leads.
+
+    Args:
+        action_size: M.
+        action_bound: largest norm of a white macro-action.
+    """
+
+    horizon = 1
+
+    def __init__(self, action_size: int, action_bound: float) -> None:
+        self.action_size, self.action_bound = action_size, action_bound
+
+    def plan(
+        self,
+        s: Tensor,
+        world_model: LevelModel,
+        cost: Cost,
+        modulation: Modulation,
+        start: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Plan:
+        """See `protocols.Planner`."""
+        drawn = torch.randn(len(s), 1, self.action_size, generator=generator).to(s)
+        actions = drawn * (self.action_bound / drawn.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
+        return Plan(actions, world_model.rollout(s, actions[:, None])[:, 0], s.new_zeros(len(s)), 1)
+
+
+class ShuffledMacros:
+    """A hierarchy whose levels above the first are told another candidate's macro-actions: it has to plan badly.
+
+    Args:
+        world_model: the hierarchy.
+    """
+
+    def __init__(self, world_model: Hierarchy) -> None:
+        self.world_model, self.depth = world_model, world_model.depth
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        """As it does."""
+        return self.world_model.encode(observations, body)
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        """As level 1 does."""
+        return self.world_model.rollout(s, actions)
+
+    def above(self, number: int) -> LevelModel:
+        """A level that mistakes its candidates for each other."""
+        return _Mistaken(self.world_model.above(number))
+
+
+class _Mistaken:
+    def __init__(self, model: LevelModel) -> None:
+        self.model = model
+        self.metric: nn.Module = model.metric
+        self.action_size = model.action_size
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        return self.model.encode(observations, body)
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        return self.model.rollout(s, actions.roll(1, 1))

@@ -1,0 +1,307 @@
+"""H-JEPA: s2 = Enc2(s), a2 = Act2(a[0..n-1]), s2[t+n] = Pred2(s2[t], a2); plans go top-down, by subgoals."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plane import SPACE, Plane
+from pretraining import SHAPE, collect_shards, trainer
+from pretraining import data as pretraining_data
+from pretraining import stage as pretraining_stage
+from torch import Generator, Tensor, nn
+
+from lightning_jepa import checkpoint
+from lightning_jepa.actor.planners.cem import CEM
+from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
+from lightning_jepa.cost.goal import GoalEnergy
+from lightning_jepa.cost.subgoal import SubgoalEnergy
+from lightning_jepa.stages.hierarchical_stacking import HierarchicalStacking
+from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
+from lightning_jepa.types import Modulation, Window
+from lightning_jepa.world_model.convolutional import ConvPredictor
+from lightning_jepa.world_model.criteria.temporal_contrast import TemporalContrast
+from lightning_jepa.world_model.criteria.vicreg import VarianceCovariance
+from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
+from lightning_jepa.world_model.jepa import JEPA
+from lightning_jepa.world_model.level import Level, MacroAction, MapAbove, Same, Whitened
+from lightning_jepa.world_model.metric import MetricSpace
+
+ABOVE = (1, 9, 9)
+WEIGHTS = {"prediction": 2.0, "variance": 1.0, "covariance": 1.0, "contrast": 0.1}
+
+
+def level(steps: int = 3, action_size: int = 2, size: int = 2, below: tuple[int, ...] = SHAPE, **given: Any) -> Level:
+    encoder = MapAbove(below, 1, hidden=4) if below[0] > 1 else Same(81)
+    jepa = JEPA(encoder, ConvPredictor(ABOVE, size, hidden=4))
+    macro = MacroAction(steps, action_size, size, hidden=8, action_scale=2.45 if action_size == 2 else 1.0)
+    return Level(jepa, macro, MetricSpace(81, size=3, hidden=8), **given)
+
+
+def stacked(below: JEPAPretraining | None = None, own: Level | None = None, **given: Any) -> HierarchicalStacking:
+    below = below if below is not None else pretraining_stage()
+    torch.manual_seed(1)
+    arguments: dict[str, Any] = {
+        "criteria": {"vicreg": VarianceCovariance(state_shape=ABOVE)},
+        "weights": WEIGHTS,
+        "optimizer": partial(torch.optim.AdamW, lr=1e-2),
+        "horizon": 2,
+        "every": 1,
+        "geometry": TemporalContrast,
+        **given,
+    }
+    return HierarchicalStacking(below, own if own is not None else level(), **arguments)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return collect_shards(tmp_path_factory.mktemp("data"))
+
+
+def data(root: str, *levels: tuple[int, int]) -> Any:
+    return pretraining_data(root, levels=[{"length": length, "stride": stride} for length, stride in levels])
+
+
+def batch(root: str, *levels: tuple[int, int]) -> tuple[Window, ...]:
+    made = data(root, *levels)
+    made.setup("fit")
+    return next(iter(made.train_dataloader()))  # type: ignore[no-any-return]
+
+
+def test_a_level_is_a_jepa_over_the_states_below() -> None:
+    stage = stacked()
+    model, own = stage.hierarchy, stage.level
+    s, actions = torch.randn(4, model.state_size), torch.randn(4, 6, 2)
+    s2 = own.jepa.encoder(s[:, None])[:, 0]
+    a2 = own.macro(actions.unflatten(1, (2, 3)))
+    one = own.jepa.predictor(s2[:, None], a2[:, :1])[:, 0]
+    two = own.jepa.predictor(one[:, None], a2[:, 1:])[:, 0]
+    assert torch.allclose(model.predicted(s, actions, 2), torch.stack([one, two], 1), atol=1e-5)
+    assert torch.equal(model.predicted(s, actions, 1), model.base.predict(s, actions))
+    assert a2.abs().max() <= 1
+
+
+def test_levels_stand_on_each_other() -> None:
+    second = stacked()
+    third = stacked(second, level(2, 2, 1, ABOVE))
+    model = third.hierarchy
+    assert (model.depth, model.stride(2), model.stride(3)) == (3, 3, 6)
+    actions = torch.randn(5, 6, 2)
+    below = model.macros(actions.view(5, 2, 3, 2), 2)
+    assert torch.equal(model.macros(actions, 3), model.level(3).macro(below))
+    states = torch.randn(2, 4, model.state_size)
+    assert torch.equal(model.lift(states, 3), model.level(3).lift(model.level(2).lift(states)))
+    assert [shape[-1] for shape in (model.lift(states, n).shape for n in (1, 2, 3))] == [162, 81, 81]
+
+
+@settings(deadline=None, max_examples=20)
+@given(pool=st.integers(1, 5), times=st.integers(1, 7))
+def test_pooling_is_the_mean_of_the_last_states(pool: int, times: int) -> None:
+    states = torch.randn(2, times, 6)
+    pooled = level(below=ABOVE, pool=pool).pooled(states)
+    for time in range(times):
+        assert torch.allclose(pooled[:, time], states[:, max(0, time - pool + 1) : time + 1].mean(1), atol=1e-5)
+
+
+def test_white_macro_actions_are_those_that_were_done() -> None:
+    """a2 = mean + root w: where w is white, a2 has the mean and the covariance of what was seen."""
+    own = level(remembered=400)
+    with pytest.raises(ValueError, match="has seen 0 chunks"):
+        own.support()
+    chunks = torch.randn(500, 3, 2) * torch.tensor([2.0, 0.3])
+    for some in chunks.split(100):
+        own.remember(some)
+    assert int(own.seen) == 500
+    done = own.macro(chunks[100:])  # the newest 400 are kept
+    mean, root = own.support()
+    assert torch.allclose(mean, done.mean(0), atol=1e-4)
+    assert torch.allclose(root @ root.T, done.T.cov(correction=0), atol=1e-4)
+    white = Whitened(own)
+    s, w = torch.randn(2, 81), torch.randn(2, 3, 1, 2)
+    assert torch.allclose(white.rollout(s, w), own.jepa.rollout(s, (mean + w @ root.T).clamp(-1, 1)))
+
+
+@pytest.mark.parametrize("joint", [0.0, 0.1])
+def test_what_is_below_learns_only_if_it_is_to(shards: str, joint: float) -> None:
+    stage = stacked(joint=joint)
+    windows = batch(shards, (5, 3), (5, 1), (4, 6))
+    stage.log = stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    stage.training_step(windows, 0).backward()
+    learns = {name: weight.grad is not None for name, weight in stage.named_parameters()}
+    assert all(learns[name] for name in learns if name.startswith("jepa.levels"))
+    assert {learns[name] for name in learns if name.startswith("jepa.base")} == {joint > 0}
+    assert int(stage.level.seen) == 4
+
+
+def test_levels_below_learn_more_slowly(shards: str, tmp_path: Path) -> None:
+    def moved(joint: float) -> dict[str, float]:
+        stage = stacked(joint=joint)
+        before = {name: weight.detach().clone() for name, weight in stage.named_parameters()}
+        trainer(tmp_path, max_epochs=1).fit(stage, datamodule=data(shards, (5, 3), (5, 1), (4, 6)))
+        now = {name: weight.detach() for name, weight in stage.named_parameters()}
+        return {name: float((weight - before[name]).abs().max()) for name, weight in now.items()}
+
+    alone, jointly = moved(0.0), moved(0.01)
+    below = [name for name in alone if name.startswith("jepa.base")]
+    own = [name for name in alone if name.startswith("jepa.levels")]
+    assert max(alone[name] for name in below) == 0
+    assert 0 < max(jointly[name] for name in below) < 0.1 * max(jointly[name] for name in own)
+
+
+def test_training_lowers_the_energy_of_macro_steps(shards: str, tmp_path: Path) -> None:
+    stage, windows = stacked(), batch(shards, (5, 3), (3, 6))
+    stage.windows = 2
+
+    def energy() -> float:
+        with torch.no_grad():
+            return float(stage.weighted(stage.terms(stage.viewed(windows))[0]))
+
+    before = energy()
+    fitted = trainer(tmp_path, max_epochs=12)
+    fitted.fit(stage, datamodule=data(shards, (5, 3), (3, 6)))
+    assert energy() < 0.9 * before
+    assert {"val/prediction", "monitor/effective_rank", "probe/agent_x_r2"} <= set(fitted.callback_metrics)
+    assert int(stage.level.seen) > 2
+
+
+def test_a_level_that_pools_reads_the_steps_between(shards: str) -> None:
+    stage = stacked(own=level(pool=2))
+    (lifted,) = stage.viewed(batch(shards, (7, 1)))
+    assert lifted.observations.shape[1] == lifted.truth.shape[1] == 3
+    assert lifted.actions.shape[1:] == (2, 1, 2)
+    assert stage.terms((lifted,))[0]["prediction"] > 0
+
+
+@pytest.mark.parametrize(
+    ("windows", "given", "said"),
+    [
+        ([(5, 2)], {}, "windows of 5 frames, 2 steps apart: a step of this level has 3"),
+        ([(6, 1)], {"own": level(pool=2)}, "a length of 1 more than a multiple of 3"),
+        ([(5, 3), (4, 4)], {"windows": 2}, "frames 4 steps apart, a step of this level has 3"),
+        ([(2, 3)], {}, "2 states, 1 actions, horizon=2"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(
+    shards: str, windows: list[tuple[int, int]], given: dict[str, Any], said: str
+) -> None:
+    stage = stacked(**given)
+    with pytest.raises(ValueError, match=said):
+        stage.terms(stage.viewed(batch(shards, *windows)))
+
+
+def test_levels_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="a macro-action of 7 numbers for 3 actions of 2: .* between 1 and 6"):
+        MacroAction(3, 2, 7)
+    with pytest.raises(ValueError, match="expected \\[3, 2\\]"):
+        MacroAction(3, 2, 2)(torch.zeros(4, 2, 2))
+    with pytest.raises(ValueError, match="2 channels above a map"):
+        MapAbove((2, 9, 9), 2)
+    with pytest.raises(ValueError, match="states of 40 numbers"):
+        MapAbove((2, 9, 9), 1)(torch.zeros(1, 1, 40))
+    with pytest.raises(ValueError, match="predictor takes actions of 2 numbers"):
+        Level(JEPA(Same(81), ConvPredictor(ABOVE, 2, hidden=4)), MacroAction(3, 2, 1))
+    base = pretraining_stage().jepa
+    assert isinstance(base, JEPA)
+    with pytest.raises(ValueError, match="level 2 stands for actions of 4 numbers, those of level 1 have 2"):
+        HierarchicalJEPA(base, [level(3, 4, 2)])
+    with pytest.raises(ValueError, match="level 3: this hierarchy has the levels 1 to 2"):
+        stacked().hierarchy.level(3)
+    with pytest.raises(ValueError, match=r"joint=2\.0"):
+        stacked(joint=2.0)
+    with pytest.raises(ValueError, match="5 actions: a step of level 2 has 3"):
+        stacked().hierarchy.predicted(torch.zeros(1, 162), torch.zeros(1, 5, 2), 2)
+
+
+def test_weights_of_another_lower_level_are_refused() -> None:
+    wide, weights = stacked(own=level(size=3)), stacked().state_dict()
+    with pytest.raises(ValueError, match="is of another architecture"):
+        checkpoint.load_weights(wide, weights, "other.ckpt")
+
+
+class Far(nn.Module):
+    """Level 2 of the plane: one step of it is `steps` steps in the same direction."""
+
+    action_size = 2
+
+    def __init__(self, plane: Plane, steps: int = 4) -> None:
+        super().__init__()
+        self.plane, self.steps, self.metric = plane, steps, nn.Identity()
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        return observations
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        path = self.plane.rollout(s, actions.repeat_interleave(self.steps, 2))
+        self.plane.steps -= (self.steps - 1) * actions.shape[1] * actions.shape[2]  # one evaluation each
+        return path[:, :, self.steps - 1 :: self.steps]
+
+
+class TwoLevels(Plane):
+    """The plane with its second level."""
+
+    depth = 2
+
+    def above(self, number: int) -> Far:
+        assert number == 2
+        return Far(self)
+
+
+def planner(**given: Any) -> HierarchicalPlanner:
+    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)  # type: ignore[arg-type]
+    high = CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE)  # type: ignore[arg-type]
+    return HierarchicalPlanner({"level1": low, "level2": high}, GoalEnergy, SubgoalEnergy, **given)
+
+
+def walked(of: Any, steps: int, start: Tensor, goal: Tensor) -> tuple[Tensor, TwoLevels, int]:
+    """Where an agent gets that takes two actions of each plan; the world model, and the evaluations it was told."""
+    model, generator, modulation, s, spent = (
+        TwoLevels(wall=True),
+        Generator().manual_seed(0),
+        Modulation(goal),
+        start,
+        0,
+    )
+    for _ in range(steps // 2):
+        plan = of.plan(s, model, GoalEnergy(), modulation, None, generator)
+        spent += plan.evaluations
+        s = plan.states[:, 1]
+    return s, model, spent
+
+
+def test_subgoals_lead_around_a_wall_that_stops_a_short_sight() -> None:
+    """Behind a wall whose door is at y in (3, 5): four steps ahead the way to it looks like a detour."""
+    start, goal = torch.tensor([[-3.0, 0.0], [-2.0, -0.5]]), torch.tensor([[3.0, 0.0], [3.0, 1.0]])
+    found, model, spent = walked(planner(hold=1), 24, start, goal)
+    short, _, _ = walked(CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE), 24, start, goal)  # type: ignore[arg-type]
+    assert (short[:, 0] < -0.9).all()
+    assert ((found - goal).norm(dim=-1) < 1).all()
+    assert spent == model.steps
+
+
+def test_a_subgoal_is_held_until_it_is_reached() -> None:
+    start, goal = torch.tensor([[-5.0, 4.0]]), torch.tensor([[5.0, 4.0]])
+    of, generator, modulation, model = planner(hold=4), Generator().manual_seed(0), Modulation(goal), TwoLevels()
+    first = of.plan(start, model, GoalEnergy(), modulation, None, generator)
+    (subgoal,) = of.subgoals
+    again = of.plan(start, model, GoalEnergy(), modulation, None, generator)
+    assert torch.equal(of.subgoals[0], subgoal)
+    assert again.evaluations == 32 * 3 * 4 < first.evaluations
+    of.plan(subgoal, model, GoalEnergy(), modulation, None, generator)
+    assert (of.subgoals[0] - goal).norm() < (subgoal - goal).norm()  # the next one of the same plan
+    of.plan(subgoal, model, GoalEnergy(), Modulation(start), None, generator)
+    assert (of.subgoals[0] - start).norm() < (subgoal - start).norm()  # another goal: another plan
+
+
+def test_planners_that_do_not_fit_are_refused() -> None:
+    low = CEM(samples=4, iterations=1, elites=2, horizon=4, **SPACE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has \['level1'\]: give one for each level, level1, level2"):
+        HierarchicalPlanner({"level1": low}, GoalEnergy, SubgoalEnergy)
+    with pytest.raises(ValueError, match="level1 lacks its metric"):
+        HierarchicalPlanner({"level1": partial(CEM), "level2": low}, GoalEnergy, SubgoalEnergy)
+    with pytest.raises(ValueError, match="planners for 2 levels, but the world model has 1"):
+        planner().plan(torch.zeros(1, 2), Plane(), GoalEnergy(), Modulation(torch.zeros(1, 2)))  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""The exam of a hierarchy, on one whose answers are known: level 1 sees the agent and the light, level 2 the agent.
+
+Level 1 knows the walls, level 2 does not: true subgoals lead to the goal, its own into the next wall.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data_pipelines.worlds.distraction import DistractedRooms
+from data_pipelines.worlds.mazes import MazeLayouts
+from data_pipelines.worlds.rooms import RoomsWorld
+from data_pipelines.worlds.tasks import load_tasks
+from lightning_jepa.actor.planners.cem import CEM
+from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
+from lightning_jepa.agent import Agent
+from lightning_jepa.cost.goal import GoalEnergy
+from lightning_jepa.cost.subgoal import SubgoalEnergy
+from lightning_jepa.evaluation.maze import MazeExam
+from lightning_jepa.evaluation.results import load
+from lightning_jepa.evaluation.subgoals import ShuffledMacros
+from lightning_jepa.types import Training
+
+STEPS = 4  # of level 1 in one of level 2
+
+
+class Above(nn.Module):
+    """Level 2: s2 = (x, y); a white macro-action is a displacement in steps of full length."""
+
+    action_size = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = nn.Identity()
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        return observations[..., :2]
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        return s[:, None, None] + 2.45 * STEPS * actions.cumsum(2)
+
+
+class Tower(nn.Module):
+    """Level 1: s = (x, y, light), where the spot's centroid is; it moves as in the world."""
+
+    depth = 2
+
+    def __init__(self, world: RoomsWorld) -> None:
+        super().__init__()
+        self.world = world
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        pixels = torch.linspace(0, 64, observations.shape[-1])
+        spot = observations[:, :, 0].float()
+        mass = spot.sum((-1, -2)).clamp_min(1e-6)
+        light = (observations[:, :, 2] > 0).flatten(2).any(-1).float()
+        return torch.stack([spot.sum(-2) @ pixels / mass, spot.sum(-1) @ pixels / mass, 60 * light], -1)
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        at, path = s[:, None, :2].expand(-1, actions.shape[1], -1), []
+        for action in actions.unbind(2):
+            at = self.world.advance(at, action)
+            path.append(torch.cat([at, s[:, None, 2:].expand(-1, actions.shape[1], -1)], -1))
+        return torch.stack(path, 2)
+
+    def lift(self, states: Tensor, number: int) -> Tensor:
+        return states if number == 1 else states[..., :2]
+
+    def stride(self, number: int) -> int:
+        return STEPS
+
+    def above(self, number: int) -> Above:
+        return Above()
+
+    def predicted(self, s: Tensor, actions: Tensor, number: int) -> Tensor:
+        path = s[:, None, :2] + actions.cumsum(1)
+        light = s[:, None, 2:].expand(-1, path.shape[1], -1)
+        return torch.cat([path, light], -1) if number == 1 else path[:, STEPS - 1 :: STEPS]
+
+
+class Stage(nn.Module):
+    def __init__(self, world: RoomsWorld) -> None:
+        super().__init__()
+        self.jepa = Tower(world)
+        self.metric = nn.Identity()
+
+
+def low() -> CEM:
+    return CEM(16, 2, 4, 4, 2, 2.45)
+
+
+def exam(**changes: Any) -> MazeExam:
+    make = partial(HierarchicalPlanner, goal=GoalEnergy, subgoal=SubgoalEnergy, hold=1)
+    settings: dict[str, Any] = {
+        "world": DistractedRooms(MazeLayouts()),
+        "tasks": {"5_7": load_tasks("maze_5_7")},
+        "planners": {"cem": make(planners={"level1": low(), "level2": CEM(32, 2, 6, 3, 2, 1.0)})},
+        "flat": {"cem": low(), "cem_long": CEM(24, 3, 6, 30, 2, 2.45)},
+        "search": low(),
+        "beneath": make,
+        "lowest": low(),
+        "cost": GoalEnergy,
+        "agent": lambda **parts: Agent(replan_every=2, noise=0.3, **parts),
+        "macro_bound": 1.0,
+        "episodes": 10,
+        "few_episodes": 10,
+        "steps": 80,
+        "horizon": 8,
+        "fit_walks": 60,
+        "test_walks": 30,
+    }
+    return MazeExam(**{**settings, **changes})
+
+
+def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
+    made = exam()
+    found = made.run(Stage(made.world), 3, tmp_path, Training({"train_seconds": 60.0}))
+    assert found["distractor_probe_s1"] > 0.99
+    assert found["distractor_probe_s2"] < 0.1
+    assert found["room_probe_s2"] > 0.99
+    assert found["level2_error_8"] == pytest.approx(found["level1_error_8"], abs=0.1)
+    written = load(tmp_path / "seed_3.json")
+    rows = {name: row["success"].value for name, row in written.tables["5_7"].items()}
+    assert rows["oracle_subgoals"] >= 0.6
+    assert max(rows["random_subgoals"], rows["shuffled_macros"]) <= 0.3
+    assert written.floors["expert_5_7"].value == 1
+    evaluations = {name: row["evaluations"].value for name, row in written.tables["5_7"].items()}
+    assert evaluations["oracle_subgoals"] == 16 * 2 * 4 / 2
+    assert evaluations["random_subgoals"] == (16 * 2 * 4 + 1) / 2
+    for name in ("levels", "paths"):
+        with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
+            picture.load()
+
+
+def test_one_level_is_no_hierarchy(tmp_path: Path) -> None:
+    made = exam()
+    stage = Stage(made.world)
+    stage.jepa.depth = 1
+    with pytest.raises(ValueError, match="evaluate a checkpoint of train=level2"):
+        made.run(stage, 0, tmp_path, Training())
+
+
+def test_shuffled_macros_are_those_of_another_candidate() -> None:
+    world = DistractedRooms(MazeLayouts())
+    world.reset(torch.tensor([0]), torch.tensor([[10.0, 10.0]]))
+    model, s, actions = Tower(world), torch.tensor([[10.0, 10.0, 0.0]]), torch.randn(1, 3, 2, 2)
+    mistaken = ShuffledMacros(model).above(2)
+    assert torch.equal(mistaken.rollout(s[:, :2], actions), Above().rollout(s[:, :2], actions[:, [2, 0, 1]]))
+    assert torch.equal(ShuffledMacros(model).rollout(s, actions[:, :1]), model.rollout(s, actions[:, :1]))
