@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
-run: setup ## Collect, pretrain, plan, measure: the whole of Two-Rooms (<= 40 minutes on 2 cores)
+run: setup ## Collect, pretrain, plan, measure: the whole of Two-Rooms (<= 45 minutes on 2 cores)
 	$(BIN)/python -m lightning_jepa.pipeline experiment=two_rooms $(ARGS)
 	$(BIN)/python -m lightning_jepa.evaluation.tables
 
