@@ -6,6 +6,7 @@ SEEDS ?= [0,1,2]
 PORT ?= 5000
 ARGS ?=
 BIN := $(VENV)/bin
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 STAMP := $(VENV)/.installed
 DATABASE = $(or $(JEPA_ROOT),$(CURDIR))/mlflow.db
 
@@ -30,8 +31,8 @@ run: setup ## Collect, pretrain, plan, measure: the whole of Two-Rooms (<= 45 mi
 quick: setup ## The same chain in <= 5 minutes; its success rate means nothing yet
 	$(BIN)/python -m lightning_jepa.pipeline experiment=two_rooms_quick $(ARGS)
 
-test: setup ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run the tests, on as many cores as there are (<= 15 minutes on 2)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 results: setup ## Repeat EXPERIMENT with all SEEDS and write results/EXPERIMENT.json
 	$(BIN)/python -m lightning_jepa.pipeline experiment=$(EXPERIMENT) 'seeds=$(SEEDS)' $(ARGS)
@@ -47,7 +48,7 @@ lint: setup ## Check style and types
 	$(BIN)/mypy
 
 coverage: setup ## Run the tests and show which lines they miss
-	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-fail-under=90 $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term-missing --cov-fail-under=90 $(ARGS)
 
 clean: ## Remove caches and build outputs (data, runs and the MLflow store stay)
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
