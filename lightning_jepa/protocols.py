@@ -84,6 +84,7 @@ class LevelModel(WorldModel, Protocol):
 
     metric: Module  # from states [..., D] to a space whose distances say what to approach
     action_size: int  # of its macro-actions
+    steps: int  # of the level below, in one of its own
 
 
 class Hierarchy(WorldModel, Protocol):

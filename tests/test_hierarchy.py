@@ -18,11 +18,19 @@ from torch import Generator, Tensor, nn
 
 from lightning_jepa import checkpoint
 from lightning_jepa.actor.planners.cem import CEM
+from lightning_jepa.actor.planners.explorer import Explorer
+from lightning_jepa.actor.planners.graph import GraphSearch
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
+from lightning_jepa.cost.critic import Critic, CriticNetwork
 from lightning_jepa.cost.goal import GoalEnergy
+from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.cost.subgoal import SubgoalEnergy
+from lightning_jepa.stages.critic_targets import ProgrammeTarget, ReturnTarget
+from lightning_jepa.stages.critic_training import CriticTraining
 from lightning_jepa.stages.hierarchical_stacking import HierarchicalStacking
+from lightning_jepa.stages.imagined_plans import ImaginedPlans
 from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
+from lightning_jepa.stages.weighing import UniformWeights
 from lightning_jepa.types import Modulation, Window
 from lightning_jepa.world_model.convolutional import ConvPredictor
 from lightning_jepa.world_model.criteria.temporal_contrast import TemporalContrast
@@ -223,6 +231,36 @@ def test_weights_of_another_lower_level_are_refused() -> None:
         checkpoint.load_weights(wide, weights, "other.ckpt")
 
 
+@pytest.mark.parametrize("windows", [(4, 3), (2, 12)])
+def test_a_critic_judges_the_states_of_a_level(shards: str, windows: tuple[int, int], tmp_path: Path) -> None:
+    """TC(s2) of level 2 is learned from what its states cost later, level by level as below."""
+    stage = stacked()
+    stage.level.remember(torch.randn(64, 3, 2))
+    members = [CriticNetwork(MetricSpace(81, 4, 8), 4, terms=1, hidden=8)]
+    explorer = partial(Explorer, rounds=2, origins=4, walks=4, walk_steps=4, nodes=24, branches=4, branch_steps=2)
+    plans = ImaginedPlans(partial(explorer, action_size=2, action_bound=2.0), graphs=3)
+    target = ReturnTarget(16, 2, 0.9, 3) if windows[0] > 2 else ProgrammeTarget(16, plans, rows=2)
+    intrinsic = partial(IntrinsicCost, {"goal": partial(GoalEnergy, width=1.0)})
+    optimizer = partial(torch.optim.Adam, lr=1e-3)
+    one = UniformWeights({"goal": [1, 1]})
+    critic = CriticTraining(stage, intrinsic, Critic(members, terms=1), target, one, optimizer, level=2)
+    before = {name: weight.detach().clone() for name, weight in critic.named_parameters()}
+    trainer(tmp_path).fit(critic, datamodule=data(shards, windows))
+    moved = {name.split(".")[0] for name, weight in critic.named_parameters() if not torch.equal(before[name], weight)}
+    assert moved == {"critic", "follower"}
+    (window,) = batch(shards, windows)
+    critic.remember(window)
+    memory = critic.learner().memory
+    states = stage.hierarchy.lift(stage.hierarchy.encode(window.observations, window.body), 2)
+    assert torch.allclose(memory.ends()[1], states[:, -1], atol=1e-5)
+    done = stage.hierarchy.macros(window.actions, 2) if windows[1] == 3 else torch.full((4, 1, 2), torch.nan)
+    held = memory.at(torch.arange(4)[:, None], torch.arange(done.shape[1])).action
+    assert torch.allclose(held, done, equal_nan=True)
+    assert critic.cost.forward(states[:, None], done[:, None], Modulation(states[:, 0])).shape == (4, 1, windows[0])
+    with pytest.raises(ValueError, match="a critic of level 2, but the stage below has one level"):
+        CriticTraining(pretraining_stage(), intrinsic, Critic(members, terms=1), target, one, optimizer, level=2)
+
+
 class Far(nn.Module):
     """Level 2 of the plane: one step of it is `steps` steps in the same direction."""
 
@@ -297,11 +335,89 @@ def test_a_subgoal_is_held_until_it_is_reached() -> None:
     assert (of.subgoals[0] - start).norm() < (subgoal - start).norm()  # another goal: another plan
 
 
+class Counting:
+    """A planner that says how often it was asked, and for what."""
+
+    def __init__(self, of: CEM) -> None:
+        self.of, self.horizon, self.action_bound = of, of.horizon, of.action_bound
+        self.costs: list[Any] = []
+
+    def plan(self, s: Tensor, world_model: Any, cost: Any, modulation: Modulation, start: Any, generator: Any) -> Any:
+        self.costs.append((cost, modulation))
+        return self.of.plan(s, world_model, cost, modulation, start, generator)
+
+
+def test_each_level_plans_once_for_some_plans_of_the_level_below() -> None:
+    class ThreeLevels(TwoLevels):
+        depth = 3
+
+        def above(self, number: int) -> Far:
+            return Far(self, 2)
+
+    names = ("level1", "level2", "level3")
+    counting = {name: Counting(CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)) for name in names}  # type: ignore[arg-type]
+    of = HierarchicalPlanner(counting, GoalEnergy, SubgoalEnergy, hold=2)
+    model, modulation = ThreeLevels(), Modulation(torch.ones(1, 2))
+    for _ in range(8):
+        of.plan(torch.zeros(1, 2), model, GoalEnergy(), modulation, None, Generator().manual_seed(0))
+    assert [len(counting[name].costs) for name in names] == [8, 4, 2]
+
+
+def test_refinement_makes_levels_agree() -> None:
+    """a2 = argmin sum C(s2) + |s2[1] - s[n]|^2: where level 2 asks for too much, it asks for what can be reached."""
+
+    class Slow(TwoLevels):
+        def above(self, number: int) -> Far:
+            return Far(self, 8)  # level 2 believes in twice the speed of level 1
+
+    def subgoal(refinements: int) -> tuple[float, int, int]:
+        of, model = planner(refinements=refinements, agreement=50.0), Slow()
+        start, goal = torch.tensor([[-5.0, 4.0]]), torch.tensor([[5.0, 4.0]])
+        plan = of.plan(start, model, GoalEnergy(), Modulation(goal), None, Generator().manual_seed(0))
+        return float((of.subgoals[0] - start).norm()), plan.evaluations, model.steps
+
+    alone, spent, _ = subgoal(0)
+    agreed, more, made = subgoal(2)
+    assert alone > 5
+    assert agreed < 4.5  # in four steps level 1 comes 4 far
+    assert more == made == 3 * spent
+
+
+@pytest.mark.parametrize("judged", [1, 2])
+def test_the_agents_own_cost_is_that_of_one_level(judged: int) -> None:
+    """C(s2) at the top, C(s; s2[1]) + C(s) below: here what is judged is to stay below y = 0."""
+
+    class Keen:
+        def __call__(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+            energy = 100 * states[..., 1].clamp_min(0)
+            return energy + GoalEnergy()(states, actions, modulation) if judged == 2 else energy
+
+    start, goal = torch.tensor([[-3.0, -1.0]]), torch.tensor([[3.0, 2.0]])
+    of, generator, modulation, s = planner(judged=judged), Generator().manual_seed(0), Modulation(goal), start
+    for _ in range(8):
+        s = of.plan(s, TwoLevels(), Keen(), modulation, None, generator).states[:, 1]
+    assert float(s[0, 0]) > 2
+    assert float(s[0, 1]) < 0.3
+    assert (float(of.subgoals[0][0, 1]) < 0.3) is (judged == 2)
+
+
 def test_planners_that_do_not_fit_are_refused() -> None:
     low = CEM(samples=4, iterations=1, elites=2, horizon=4, **SPACE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"has \['level1'\]: give one for each level, level1, level2"):
         HierarchicalPlanner({"level1": low}, GoalEnergy, SubgoalEnergy)
     with pytest.raises(ValueError, match="level1 lacks its metric"):
         HierarchicalPlanner({"level1": partial(CEM), "level2": low}, GoalEnergy, SubgoalEnergy)
+    with pytest.raises(ValueError, match=r"refinements=-1, planner\.judged=None: give 0 or more"):
+        planner(refinements=-1)
+    with pytest.raises(ValueError, match=r"judged=3: give 0 or more, and one of the 2 levels"):
+        planner(judged=3)
+    explorer = partial(
+        Explorer, rounds=1, origins=1, walks=1, walk_steps=4, nodes=2, branches=2, branch_steps=1, **SPACE
+    )
+    high = GraphSearch(low, explorer, None)
+    with pytest.raises(ValueError, match="planner of level 2 minimises a cost of its own"):
+        HierarchicalPlanner({"level1": low, "level2": high}, GoalEnergy, SubgoalEnergy, refinements=1).plan(
+            torch.zeros(1, 2), TwoLevels(), GoalEnergy(), Modulation(torch.zeros(1, 2))
+        )
     with pytest.raises(ValueError, match="planners for 2 levels, but the world model has 1"):
         planner().plan(torch.zeros(1, 2), Plane(), GoalEnergy(), Modulation(torch.zeros(1, 2)))  # type: ignore[arg-type]

@@ -35,14 +35,15 @@ def level_figure(path: Path, levels: Sequence[LevelRows], factors: Sequence[str]
         held.axhline(1, color=GREY, linewidth=0.8)
 
 
-def subgoal_figure(path: Path, walls: Tensor, run: Episodes, count: int) -> None:
-    """Paths of the first episodes through their mazes, from start to goal."""
-    count = min(count, len(walls))
+def subgoal_figure(path: Path, walls: Tensor, run: Episodes, subgoals: Tensor) -> None:
+    """Paths of the first episodes through their mazes, and where a level above wanted them to be, [N, T, 2]."""
+    count = len(subgoals)
     with sheet(path, (2.5 * count, 3.0), 1, count) as (page, panels):
         for row, axes in enumerate(panels):
             room(axes, walls[row])
+            axes.plot(*subgoals[row].T, ".", color=RED, markersize=4, linestyle="", label="subgoals", zorder=3)
             axes.plot(*run.positions[row].T, color=BLUE, linewidth=1.6, label="path", zorder=4)
             axes.plot(*run.tasks.starts[row], "o", color=ORANGE, markersize=7, linestyle="", label="start", zorder=5)
             axes.plot(*run.tasks.goals[row], "*", color=GREEN, markersize=12, linestyle="", label="goal", zorder=5)
             axes.set_title("arrived" if run.final[row] else "lost", color=INK if run.final[row] else RED)
-        page.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        page.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

@@ -39,6 +39,7 @@ class LevelRows(NamedTuple):
     """Of one level."""
 
     r2: dict[str, Figure]  # of each factor, read off its states
+    place: LinearProbe  # reads the agent's place off them, pixels
     errors: dict[int, Tensor]  # horizon in steps of level 1 -> pixels [N] between imagined and true position
 
 
@@ -64,8 +65,10 @@ def level_rows(
         probe = _fitted(model, fit, number)
         states, truth, layouts = _frames(model, test, number, max(1, horizon // 4))
         stride = 1 if number == 1 else model.stride(number)
-        errors = _errors(model, test, probe.first(2), number, range(stride, horizon + 1, stride))
-        found.append(LevelRows(dict(zip(names, r2_figures(probe, states, truth, layouts), strict=True)), errors))
+        place = probe.first(2)
+        errors = _errors(model, test, place, number, range(stride, horizon + 1, stride))
+        r2 = dict(zip(names, r2_figures(probe, states, truth, layouts), strict=True))
+        found.append(LevelRows(r2, place, errors))
     return found
 
 

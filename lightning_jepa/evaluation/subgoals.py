@@ -1,16 +1,61 @@
-"""Controls of hierarchical planning: subgoals that are true, that are drawn, and macro-actions that mean another thing.
+"""Subgoals of hierarchical planning: kept for pictures, and its controls, in which they are true, drawn or mistaken.
 
-Legend: B episodes, S candidates, H horizon, D state of a level, M macro-action.
+Legend: B episodes, T steps, S candidates, H horizon, D state of a level, M macro-action.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Generator, Tensor, nn
 
+from lightning_jepa.evaluation.episodes import Policy
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.protocols import Cost, Hierarchy, LevelModel, WorldModel
 from lightning_jepa.types import Modulation, Plan, Tasks
+
+
+class Guided(Protocol):
+    """A planner that has subgoals."""
+
+    @property
+    def subgoals(self) -> list[Tensor]:
+        """What each level above the first wants next, [B, D], the lowest first."""
+        ...
+
+
+class SubgoalTrace:
+    """A policy, and what level 2 of its planner wanted at each step of the first episodes.
+
+    Args:
+        policy: acts.
+        planner: its planner.
+        count: episodes that are kept, at most those of the first batch.
+    """
+
+    def __init__(self, policy: Policy, planner: Guided, count: int) -> None:
+        self.policy, self.planner, self.count = policy, planner, count
+        self.evaluations = 0
+        self._begun, self._kept = 0, list[Tensor]()
+
+    @property
+    def wanted(self) -> Tensor:
+        """[B, T, D] of level 2."""
+        return torch.stack(self._kept, 1)
+
+    def reset(self, world: ExamWorld, tasks: Tasks) -> None:
+        """See `Policy`."""
+        self._begun += 1
+        self.policy.reset(world, tasks)
+
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """See `Policy`."""
+        actions = self.policy.act(observations, body)
+        self.evaluations = self.policy.evaluations
+        if self._begun == 1:
+            self._kept.append(self.planner.subgoals[0][: self.count].clone())
+        return actions
 
 
 class OracleSubgoals:
@@ -109,7 +154,7 @@ class _Mistaken:
     def __init__(self, model: LevelModel) -> None:
         self.model = model
         self.metric: nn.Module = model.metric
-        self.action_size = model.action_size
+        self.action_size, self.steps = model.action_size, model.steps
 
     def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         return self.model.encode(observations, body)

@@ -19,6 +19,7 @@ from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.intrinsic import IntrinsicCost
 from lightning_jepa.layers import follow
 from lightning_jepa.memory.episodic import EpisodicMemory
+from lightning_jepa.protocols import WorldModel
 from lightning_jepa.stages.above import StageAbove
 from lightning_jepa.stages.critic_targets import CriticTarget, Learner, Lesson
 from lightning_jepa.stages.imagined_plans import Preparation
@@ -26,6 +27,7 @@ from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
 from lightning_jepa.stages.schedule import rise_and_fall
 from lightning_jepa.stages.weighing import UniformWeights
 from lightning_jepa.types import Window
+from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
 
 
 class CriticTraining(StageAbove):
@@ -48,9 +50,10 @@ class CriticTraining(StageAbove):
         memory_windows: moments kept of each row of a batch, in windows.
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
         seed: of what is drawn.
+        level: of a hierarchy, whose states the critic judges and whose metric the intrinsic cost takes.
 
     Raises:
-        ValueError: if a number is out of its range, or u does not name the intrinsic terms.
+        ValueError: if a number is out of its range, u does not name the intrinsic terms, or there is no such level.
     """
 
     policy = None  # comes with the stage above
@@ -68,6 +71,7 @@ class CriticTraining(StageAbove):
         memory_windows: int = 1,
         warm_up: float = 0.05,
         seed: int = 0,
+        level: int = 1,
     ) -> None:
         super().__init__(previous)
         if not 0 < expectile < 1 or not 0 < follow <= 1 or memory_windows < 1:
@@ -75,7 +79,8 @@ class CriticTraining(StageAbove):
                 f"expectile={expectile}, follow={follow}, memory_windows={memory_windows}: give numbers between 0 and "
                 "1 and at least 1 window"
             )
-        self.intrinsic = intrinsic(metric=previous.metric)
+        self.level = level
+        self.intrinsic = intrinsic(metric=self._metric)
         u.check(self.intrinsic)
         if critic.terms != len(self.intrinsic.names):
             raise ValueError(f"the critic is made for {critic.terms} terms, there are {list(self.intrinsic.names)}")
@@ -89,7 +94,7 @@ class CriticTraining(StageAbove):
 
     @property
     def cost(self) -> Cost:
-        """Intrinsic cost and critic: what plans minimise."""
+        """Intrinsic cost and critic: what plans of the level minimise."""
         return Cost(self.intrinsic, {"learned": self.critic}, self.critic.discount)
 
     def on_fit_start(self) -> None:
@@ -113,8 +118,9 @@ class CriticTraining(StageAbove):
     @torch.no_grad()
     def remember(self, window: Window) -> None:
         """Encode a window and write it to memory, a new episode in each row."""
-        states = self.previous.jepa.encode(window.observations, window.body)
-        actions = torch.cat([window.actions[:, :, 0], torch.zeros_like(window.actions[:, :1, 0])], 1)
+        states = self.model.encode(window.observations, window.body)
+        done = self._actions(window)
+        actions = torch.cat([done, torch.zeros_like(done[:, :1])], 1)
         if not self._memories or len(self._memories[0].time) != len(states):
             sizes = (states.shape[2], actions.shape[2], window.energies.shape[2])
             memory = EpisodicMemory(len(states), self.memory_windows * states.shape[1], *sizes)
@@ -132,14 +138,43 @@ class CriticTraining(StageAbove):
         """What targets draw from."""
         parts = (
             self._memories[0],
-            self.previous.jepa,
-            self.metric,
+            self.model,
+            self._metric,
             self.intrinsic,
             self.follower,
             self.u,
             self._generator,
         )
         return Learner(*parts)
+
+    @property
+    def model(self) -> WorldModel:
+        """The level as a world model."""
+        found = self.previous.jepa
+        return found if self.level == 1 else self._hierarchy.seen(self.level)
+
+    @property
+    def _metric(self) -> nn.Module:
+        """The space in which distances are costs of the level."""
+        return self.metric if self.level == 1 else self._hierarchy.level(self.level).metric
+
+    @property
+    def _hierarchy(self) -> HierarchicalJEPA:
+        found = self.previous.jepa
+        if not isinstance(found, HierarchicalJEPA):
+            raise ValueError(
+                f"a critic of level {self.level}, but the stage below has one level: stack the others first "
+                "(train=level2), or set critic.stage.level=1"
+            )
+        return found
+
+    def _actions(self, window: Window) -> Tensor:
+        """What was done between the states, [B, T - 1, A]; unknown (NaN) where that is no single action."""
+        steps = 1 if self.level == 1 else self._hierarchy.stride(self.level)
+        size = window.actions.shape[-1] if self.level == 1 else self._hierarchy.level(self.level).macro.size
+        if window.actions.shape[2] != steps:
+            return window.actions.new_full((*window.actions.shape[:2], size), torch.nan)
+        return window.actions[:, :, 0] if self.level == 1 else self._hierarchy.macros(window.actions, self.level)
 
     @property
     def preparation(self) -> Preparation | None:

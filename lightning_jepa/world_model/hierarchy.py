@@ -15,6 +15,28 @@ from lightning_jepa.world_model.jepa import JEPA
 from lightning_jepa.world_model.level import Level, Whitened
 
 
+class SeenFrom:
+    """What a level sees in pictures, and imagines: a world model (protocol `WorldModel`) of long steps.
+
+    Args:
+        hierarchy: of which it is one.
+        number: which level above the first.
+    """
+
+    def __init__(self, hierarchy: HierarchicalJEPA, number: int) -> None:
+        self.hierarchy, self.number = hierarchy, number
+        self.level = hierarchy.above(number)
+        self.metric = self.level.metric
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        """uint8 [B, T, C, H, W] and what is felt [B, T, P] -> s2 [B, T, D']."""
+        return self.hierarchy.lift(self.hierarchy.encode(observations, body), self.number)
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        """From s2 [B, D'] by white macro-actions [B, S, H, M]: [B, S, H, D']."""
+        return self.level.rollout(s, actions)
+
+
 class HierarchicalJEPA(nn.Module):
     """A JEPA and the levels above it (paper section 4.6, Fig. 15).
 
@@ -86,6 +108,10 @@ class HierarchicalJEPA(nn.Module):
     def above(self, number: int) -> Whitened:
         """A level to plan with, whose actions are white where they are what was done."""
         return Whitened(self.level(number))
+
+    def seen(self, number: int) -> SeenFrom:
+        """A level, or the first, as a world model of pictures."""
+        return SeenFrom(self, number)
 
     def stride(self, number: int) -> int:
         """How many steps of level 1 are one of a level: n."""

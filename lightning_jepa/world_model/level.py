@@ -218,7 +218,7 @@ class Whitened:
     def __init__(self, level: Level) -> None:
         self.level, self.jepa, self.metric = level, level.jepa, level.metric
         self.mean, self.root = level.support()
-        self.action_size = level.macro.size
+        self.action_size, self.steps = level.macro.size, level.steps
 
     def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         """States of the level below, [B, T, D] -> [B, T, E]."""

@@ -5,13 +5,14 @@ Legend: B episodes, S candidates, H horizon, A action, D state of level 1, D' of
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Generator, Tensor, nn
 
 from lightning_jepa.actor.planners.shooting import check_counts, check_positive, pick
-from lightning_jepa.protocols import Cost, Hierarchy, LevelModel, Planner
+from lightning_jepa.protocols import Cost, CostBuilder, Hierarchy, LevelModel, Planner
 from lightning_jepa.types import Modulation, Plan
 
 
@@ -24,6 +25,11 @@ class HierarchicalPlanner:
     after some plans of the level below. Until then an episode whose subgoal is reached goes on to the next one of the
     same plan; one that does not reach it gets another with the new plan.
 
+    With `refinements` levels then take turns: each that has just planned does so again, with what the level below finds
+    it can reach as a part of its cost, and those below follow ("a joint optimization of the actions in all layers").
+
+        a2 = argmin sum C(s2) + agreement |v(s2[1]) - v(Enc2(s[n]))|^2 / M
+
     Args:
         planners: "level1", "level2" and so on -> that level's. Those above the first search among white actions, see
             `world_model.level.Whitened`; one that lacks its `metric` gets the level's.
@@ -31,6 +37,10 @@ class HierarchicalPlanner:
         subgoal: what makes that of a level below, of the `lift` and `metric` of the level above.
         hold: plans of the level below for each plan of a level.
         reached: a subgoal is, as soon as the agent has come this share of the way to it, in the metric of its level.
+        judged: the level whose states the agent's own cost judges, such as one with a critic; none: it is not used. At
+            the top it takes the place of `goal`, below it is added to that of the subgoal.
+        refinements: turns of joint optimisation after each plan of a level above the first.
+        agreement: see above.
 
     Raises:
         ValueError: if there are fewer than two levels, or a number is out of its range.
@@ -43,20 +53,34 @@ class HierarchicalPlanner:
         subgoal: Callable[..., Cost],
         hold: int = 2,
         reached: float = 0.7,
+        judged: int | None = None,
+        refinements: int = 0,
+        agreement: float = 1.0,
     ) -> None:
         names = [f"level{number}" for number in range(1, max(2, len(planners)) + 1)]
         if sorted(planners) != names:
             raise ValueError(f"planner.planners has {sorted(planners)}: give one for each level, {', '.join(names)}")
         check_counts(hold=hold)
-        check_positive(reached=reached)
+        check_positive(reached=reached, agreement=agreement)
+        if refinements < 0 or not 1 <= (judged or 1) <= len(planners):
+            raise ValueError(
+                f"planner.refinements={refinements}, planner.judged={judged}: give 0 or more, and one of the "
+                f"{len(planners)} levels or null"
+            )
         first = planners["level1"]
         if callable(first):
             raise ValueError("planner.planners.level1 lacks its metric: it approaches subgoals; choose cem or mppi")
         self.lowest: Planner = first
         self.above = [planners[name] for name in names[1:]]
         self.goal, self.subgoal, self.hold, self.reached = goal, subgoal, hold, reached
+        self.judged, self.refinements, self.agreement = judged, refinements, agreement
         self._task: Tensor | None = None
         self._floors: list[_Floor] = []
+
+    @property
+    def depth(self) -> int:
+        """How many levels plan."""
+        return 1 + len(self.above)
 
     @property
     def horizon(self) -> int:
@@ -78,7 +102,7 @@ class HierarchicalPlanner:
         start: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Plan:
-        """See `protocols.Planner`; evaluations are the steps of all levels. `cost` is level 1's, and is not used.
+        """See `protocols.Planner`; evaluations are the steps of all levels.
 
         Raises:
             ValueError: if the world model has fewer levels than there are planners.
@@ -86,24 +110,25 @@ class HierarchicalPlanner:
         if self._task is not modulation.goal:
             self._task = modulation.goal
             self._floors = self._begin(world_model, modulation.goal)
-        states = [s]
+        here, due, spent = s, True, 0
         for floor in self._floors:
-            states.append(floor.model.encode(states[-1][:, None])[:, 0])
-        spent, target = 0, None
-        for number in reversed(range(len(self._floors))):
-            floor, here = self._floors[number], states[number + 1]
-            if target is None:
-                wanted, energy = floor.goal, self.goal(metric=floor.model.metric)
-            else:
-                above = self._floors[number + 1].model
-                wanted, energy = target, self.subgoal(lift=above.encode, metric=above.metric)
-            spent += floor.advance(here, Modulation(wanted), energy, generator)
-            target = floor.subgoal()
-        assert target is not None
-        lowest = self._floors[0].model
-        energy = self.subgoal(lift=lowest.encode, metric=lowest.metric)
-        plan = self.lowest.plan(s, world_model, energy, Modulation(target), start, generator)
-        return Plan(plan.actions, plan.states, plan.cost, plan.evaluations + spent)
+            here = floor.model.encode(here[:, None])[:, 0]
+            due = floor.stand(here, due)
+        costs = _Costs(self, self._floors, cost, modulation)
+        for level in range(self.depth, 1, -1):
+            spent += self._floors[level - 2].advance(*costs.of(level), generator)
+        plan = self.lowest.plan(s, world_model, *costs.of(1), start, generator)
+        spent += plan.evaluations
+        fresh = [level for level in range(self.depth, 1, -1) if self._floors[level - 2].due]
+        for _ in range(self.refinements if fresh else 0):
+            reachable = self._reachable(plan)
+            for level in fresh:
+                floor, (energy, asked) = self._floors[level - 2], costs.of(level)
+                agreed = _Agreeing(energy, floor.model.metric, reachable[level - 2], self.agreement)
+                spent += floor.search(agreed, asked, floor.planned.actions, generator)
+            plan = self.lowest.plan(s, world_model, *costs.of(1), plan.actions, generator)
+            spent += plan.evaluations
+        return dataclasses.replace(plan, evaluations=spent)
 
     @property
     def subgoals(self) -> list[Tensor]:
@@ -112,9 +137,9 @@ class HierarchicalPlanner:
 
     def _begin(self, world_model: Hierarchy, goal: Tensor) -> list[_Floor]:
         depth = getattr(world_model, "depth", 1)
-        if depth <= len(self.above):
+        if depth < self.depth:
             raise ValueError(
-                f"planners for {1 + len(self.above)} levels, but the world model has {depth}: evaluate a checkpoint "
+                f"planners for {self.depth} levels, but the world model has {depth}: evaluate a checkpoint "
                 "that was stacked as high (train=level2), or give fewer planners"
             )
         floors = []
@@ -122,8 +147,62 @@ class HierarchicalPlanner:
             model = world_model.above(number)
             goal = model.encode(goal[:, None])[:, 0]
             planner = make(metric=model.metric) if callable(make) else make
+            if self.refinements and isinstance(planner, CostBuilder):
+                raise ValueError(
+                    f"planner.refinements={self.refinements}, but the planner of level {number} minimises a cost of "
+                    "its own: choose cem or mppi for it, or 0 refinements"
+                )
             floors.append(_Floor(model, planner, goal, self.hold, self.reached))
         return floors
+
+    def _reachable(self, plan: Plan) -> list[Tensor]:
+        """For each level above the first, where the plan below it leads in one of its steps, [B, D']."""
+        found = []
+        for floor in self._floors:
+            last = min(floor.model.steps, plan.states.shape[1])
+            found.append(floor.model.encode(plan.states[:, last - 1 : last])[:, 0])
+            plan = floor.planned
+        return found
+
+
+class _Costs:
+    """What each level minimises at the moment."""
+
+    def __init__(self, of: HierarchicalPlanner, floors: list[_Floor], cost: Cost, modulation: Modulation) -> None:
+        self.planner, self.floors, self.cost, self.modulation = of, floors, cost, modulation
+
+    def of(self, level: int) -> tuple[Cost, Modulation]:
+        """The cost of a level and its modulation."""
+        own = self.modulation if level == 1 else self.modulation._replace(goal=self.floors[level - 2].goal)
+        judged = level == self.planner.judged
+        if level == len(self.floors) + 1:
+            return (self.cost if judged else self.planner.goal(metric=self.floors[-1].model.metric)), own
+        above = self.floors[level - 1]
+        energy = self.planner.subgoal(lift=above.model.encode, metric=above.model.metric)
+        asked = Modulation(above.subgoal())
+        return (_Sum(energy, self.cost, own) if judged else energy), asked
+
+
+class _Sum:
+    """The cost of a subgoal, and the agent's own, whose goal stays the task's."""
+
+    def __init__(self, energy: Cost, cost: Cost, own: Modulation) -> None:
+        self.energy, self.cost, self.own = energy, cost, own
+
+    def __call__(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+        return self.energy(states, actions, modulation) + self.cost(states, actions, self.own)
+
+
+class _Agreeing:
+    """A level's cost, and how far its first state is from what the level below can reach, [B, D']."""
+
+    def __init__(self, energy: Cost, metric: nn.Module, reachable: Tensor, weight: float) -> None:
+        self.energy, self.metric, self.reachable, self.weight = energy, metric, reachable, weight
+
+    def __call__(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+        energy = self.energy(states, actions, modulation)
+        off = (self.metric(states[:, :, :1]) - self.metric(self.reachable)[:, None, None]).square().mean(-1)
+        return torch.cat([energy[..., :1] + self.weight * off, energy[..., 1:]], -1)
 
 
 class _Floor:
@@ -132,32 +211,50 @@ class _Floor:
     def __init__(self, model: LevelModel, planner: Planner, goal: Tensor, hold: int, reached: float) -> None:
         self.model, self.planner, self.goal = model, planner, goal
         self.hold, self.reached = hold, reached
-        self._left = 0
+        self.due = False  # to plan anew
+        self._left = 1
         self._plan: Plan | None = None
+        self._here = goal  # until the agents stand somewhere
+        self._next = torch.zeros(len(goal), dtype=torch.long, device=goal.device)  # of the plan's states, [B]
+        self._way = goal.new_zeros(len(goal))  # how far it was to that one when it became the subgoal, [B]
 
-    def advance(self, s: Tensor, modulation: Modulation, cost: Cost, generator: Generator | None) -> int:
-        """Plan anew from s [B, D'] if it is time to, else see who goes on to the next subgoal; returns model steps."""
-        self._left -= 1
-        if self._plan is None or self._left <= 0:
-            start = None if self._plan is None else self._plan.actions[:, 1:]
-            start = None if start is None or not start.shape[1] else start
-            self._plan = self.planner.plan(s, self.model, cost, modulation, start, generator)
+    @property
+    def planned(self) -> Plan:
+        """The plan that is followed."""
+        assert self._plan is not None
+        return self._plan
+
+    def stand(self, s: Tensor, below: bool) -> bool:
+        """The agents are at s [B, D'] now, and the level below may plan anew; says whether this one has to."""
+        self._here = s
+        self._left -= int(below)
+        self.due = self._left == 0
+        return self.due
+
+    def advance(self, cost: Cost, modulation: Modulation, generator: Generator | None) -> int:
+        """Plan anew if it is time to, else see who goes on to the next subgoal; returns model steps."""
+        if self.due:
             self._left = self.hold
-            self._next = torch.zeros(len(s), dtype=torch.long, device=s.device)
-            self._way = self._off(s)
-            return self._plan.evaluations
-        arrived = self._off(s) < (1 - self.reached) * self._way
-        self._next = (self._next + arrived.long()).clamp_max(self._plan.states.shape[1] - 1)
-        self._way = torch.where(arrived, self._off(s), self._way)
+            rest = None if self._plan is None else self._plan.actions[:, 1:]
+            return self.search(cost, modulation, None if rest is None or not rest.shape[1] else rest, generator)
+        arrived = self._off() < (1 - self.reached) * self._way
+        self._next = (self._next + arrived.long()).clamp_max(self.planned.states.shape[1] - 1)
+        self._way = torch.where(arrived, self._off(), self._way)
         return 0
 
     def subgoal(self) -> Tensor:
         """The state that is wanted next, [B, D']."""
-        assert self._plan is not None
-        return pick(self._plan.states, self._next[:, None])[:, 0]
+        return pick(self.planned.states, self._next[:, None])[:, 0]
 
-    def _off(self, s: Tensor) -> Tensor:
+    def search(self, cost: Cost, modulation: Modulation, start: Tensor | None, generator: Generator | None) -> int:
+        """Plan; returns model steps."""
+        self._plan = self.planner.plan(self._here, self.model, cost, modulation, start, generator)
+        self._next = torch.zeros_like(self._next)
+        self._way = self._off()
+        return self._plan.evaluations
+
+    def _off(self) -> Tensor:
         """How far from the subgoal, [B]."""
         metric: nn.Module = self.model.metric
-        distance: Tensor = (metric(s) - metric(self.subgoal())).norm(dim=-1)
+        distance: Tensor = (metric(self._here) - metric(self.subgoal())).norm(dim=-1)
         return distance

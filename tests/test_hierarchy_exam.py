@@ -23,7 +23,7 @@ from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.agent import Agent
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.subgoal import SubgoalEnergy
-from lightning_jepa.evaluation.maze import MazeExam
+from lightning_jepa.evaluation.hierarchy import HierarchyExam
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.subgoals import ShuffledMacros
 from lightning_jepa.types import Training
@@ -34,7 +34,7 @@ STEPS = 4  # of level 1 in one of level 2
 class Above(nn.Module):
     """Level 2: s2 = (x, y); a white macro-action is a displacement in steps of full length."""
 
-    action_size = 2
+    action_size, steps = 2, STEPS
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,11 +96,12 @@ def low() -> CEM:
     return CEM(16, 2, 4, 4, 2, 2.45)
 
 
-def exam(**changes: Any) -> MazeExam:
+def exam(**changes: Any) -> HierarchyExam:
     make = partial(HierarchicalPlanner, goal=GoalEnergy, subgoal=SubgoalEnergy, hold=1)
     settings: dict[str, Any] = {
         "world": DistractedRooms(MazeLayouts()),
-        "tasks": {"5_7": load_tasks("maze_5_7")},
+        "tasks": [load_tasks("maze_5_7")],
+        "classes": ["5_7"],
         "planners": {"cem": make(planners={"level1": low(), "level2": CEM(32, 2, 6, 3, 2, 1.0)})},
         "flat": {"cem": low(), "cem_long": CEM(24, 3, 6, 30, 2, 2.45)},
         "search": low(),
@@ -108,6 +109,7 @@ def exam(**changes: Any) -> MazeExam:
         "lowest": low(),
         "cost": GoalEnergy,
         "agent": lambda **parts: Agent(replan_every=2, noise=0.3, **parts),
+        "distractor": "light",
         "macro_bound": 1.0,
         "episodes": 10,
         "few_episodes": 10,
@@ -116,7 +118,7 @@ def exam(**changes: Any) -> MazeExam:
         "fit_walks": 60,
         "test_walks": 30,
     }
-    return MazeExam(**{**settings, **changes})
+    return HierarchyExam(**{**settings, **changes})
 
 
 def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
@@ -129,9 +131,14 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
     written = load(tmp_path / "seed_3.json")
     rows = {name: row["success"].value for name, row in written.tables["5_7"].items()}
     assert rows["oracle_subgoals"] >= 0.6
+    assert set(rows) > {"hierarchical_cem", "flat_cem", "flat_cem_long"}
+    assert found["hierarchical_success_5_7"] == rows["hierarchical_cem"]
+    assert found["gain_over_flat"] == rows["hierarchical_cem"] - rows["flat_cem"]
     assert max(rows["random_subgoals"], rows["shuffled_macros"]) <= 0.3
     assert written.floors["expert_5_7"].value == 1
     evaluations = {name: row["evaluations"].value for name, row in written.tables["5_7"].items()}
+    assert evaluations["hierarchical_cem"] == (16 * 2 * 4 + 32 * 2 * 3) / 2
+    assert evaluations["flat_cem"] == 16 * 2 * 4 / 2
     assert evaluations["oracle_subgoals"] == 16 * 2 * 4 / 2
     assert evaluations["random_subgoals"] == (16 * 2 * 4 + 1) / 2
     for name in ("levels", "paths"):

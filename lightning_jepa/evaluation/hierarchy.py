@@ -1,16 +1,16 @@
-"""The exam E4 `maze`: a hierarchy of world models, and planning with it, in mazes never seen before.
+"""The exam E4: a hierarchy of world models, and planning with it, in mazes or rooms never seen before.
 
 Legend: N tasks, D state, K horizons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_jepa.evaluation.episodes import (
     Acting,
@@ -33,12 +33,17 @@ from lightning_jepa.evaluation.level_figures import level_figure, subgoal_figure
 from lightning_jepa.evaluation.levels import LevelRows, Lifted, level_rows
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Figure, Rows, mean
-from lightning_jepa.evaluation.subgoals import OracleSubgoals, RandomSubgoals, ShuffledMacros
+from lightning_jepa.evaluation.subgoals import Guided, OracleSubgoals, RandomSubgoals, ShuffledMacros, SubgoalTrace
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.protocols import Cost, Planner, WorldModel
 from lightning_jepa.types import Tasks, Training
 
 MakePlanner = Callable[..., Planner]
+SHOWN = 4  # episodes in the picture
+
+
+class GuidedPlanner(Planner, Guided, Protocol):
+    """A hierarchical planner."""
 
 
 class Examinee(Trained, Protocol):
@@ -48,12 +53,13 @@ class Examinee(Trained, Protocol):
     metric: nn.Module
 
 
-class MazeExam:
+class HierarchyExam:
     """Measures every row of E4, for one seed.
 
     Args:
-        world: mazes, with a light that means nothing.
-        tasks: class of ways -> committed tasks, such as "5_7"; the hardest class last.
+        world: mazes or rooms.
+        tasks: committed ones, for each class of ways; the hardest class last.
+        classes: its name, such as "5_7".
         planners: hierarchical Mode-2, the one in the headline first.
         flat: planners of level 1 alone; the first is compared at equal evaluations, the best of them by its price.
         search: minimises the cost it is given, for the true dynamics' floor.
@@ -61,6 +67,7 @@ class MazeExam:
         lowest: level 1 of it.
         cost: the goal's energy, which lacks its `metric`.
         agent: which lacks `world_model`, `cost`, `planner` and `seed`.
+        distractor: a factor that means nothing, which the levels above the first have to lose; none if there is none.
         macro_bound: largest norm of a random white macro-action.
         episodes: tasks of each class for the headline's row and the floors.
         few_episodes: of the others.
@@ -74,14 +81,16 @@ class MazeExam:
         self,
         *,
         world: ExamWorld,
-        tasks: Mapping[str, Tasks],
-        planners: Mapping[str, Planner],
+        tasks: Sequence[Tasks],
+        classes: Sequence[str],
+        planners: Mapping[str, GuidedPlanner],
         flat: Mapping[str, Planner | MakePlanner],
         search: Planner,
         beneath: Callable[..., Planner],
         lowest: Planner,
         cost: Callable[..., Cost],
         agent: Callable[..., Acting],
+        distractor: str | None = None,
         macro_bound: float = 2.5,
         episodes: int = 100,
         few_episodes: int = 40,
@@ -99,15 +108,16 @@ class MazeExam:
         self.world.episode_steps = steps
         self.planners, self.flat, self.search = dict(planners), dict(flat), search
         self.beneath, self.lowest, self.cost, self.agent = beneath, lowest, cost, agent
-        self.macro_bound = macro_bound
-        self.tasks = {key: first_tasks(some, episodes) for key, some in tasks.items()}
-        self.few = {key: first_tasks(some, few_episodes) for key, some in tasks.items()}
+        self.distractor, self.macro_bound = distractor, macro_bound
+        named = list(zip(classes, tasks, strict=True))
+        self.tasks = {key: first_tasks(some, episodes) for key, some in named}
+        self.few = {key: first_tasks(some, few_episodes) for key, some in named}
         self.horizon, self.fit_walks, self.test_walks = horizon, fit_walks, test_walks
         protocol = {
             "episodes": episodes,
             "episodes of other planners and of controls": few_episodes,
             "steps": steps,
-            "mazes": "held out",
+            "layouts": "held out",
             "success": f"within {radius} px at the last step",
             "resolution": world.observation_shape[-1],
             "intervals": "95 %: Wilson for shares, bootstrap over layouts for R2, Student's t for other means",
@@ -130,7 +140,7 @@ class MazeExam:
         shown: Episodes | None = None
         with progress_bar() as bar:
             for key in self.tasks:
-                runs = self._planned(stage, key, seed, bar)
+                runs, wanted = self._planned(stage, key, seed, bar)
                 shown = next(iter(runs.values()))
                 tables[key] = {name: run.rows() for name, run in runs.items()}
                 floors |= self._floors(key, seed, bar)
@@ -144,13 +154,15 @@ class MazeExam:
             floors=floors,
             tables=tables | {"levels": {f"level {n}": rows.r2 for n, rows in enumerate(levels, 1)}},
         )
-        level_figure(out / "figures" / "levels.png", levels, ("agent_x", "agent_y", "light"))
+        held = ["agent_x", "agent_y"] + ([] if self.distractor is None else [self.distractor])
+        level_figure(out / "figures" / "levels.png", levels, held)
         self.world.reset(shown.tasks.layouts, shown.tasks.starts)
-        subgoal_figure(out / "figures" / "paths.png", self.world.walls.cpu(), shown, 4)
+        subgoals = levels[1].place(wanted.float()).cpu()
+        subgoal_figure(out / "figures" / "paths.png", self.world.walls.cpu(), shown, subgoals)
         return results.values
 
-    def _planned(self, stage: Examinee, key: str, seed: int, bar: Progress) -> dict[str, Episodes]:
-        """Every planner on the tasks of a class."""
+    def _planned(self, stage: Examinee, key: str, seed: int, bar: Progress) -> tuple[dict[str, Episodes], Tensor]:
+        """Every planner on the tasks of a class; and subgoals of the headline's in some episodes, [B, T, D']."""
         model = stage.jepa
         energy = self.cost(metric=stage.metric)
         oracle = OracleSubgoals(self.world, model, model.stride(2))
@@ -161,13 +173,14 @@ class MazeExam:
             return AgentPolicy(made, told)
 
         first, *others = self.planners
+        headline = SubgoalTrace(acting(self.planners[first]), self.planners[first], SHOWN)
         policies: dict[str, tuple[Policy, Tasks]] = {
-            first: (acting(self.planners[first]), self.tasks[key]),
-            **{name: (acting(self.planners[name]), self.few[key]) for name in others},
+            f"hierarchical_{first}": (headline, self.tasks[key]),
+            **{f"hierarchical_{name}": (acting(self.planners[name]), self.few[key]) for name in others},
         }
         for name, planner in self.flat.items():
             whole = planner(metric=stage.metric) if callable(planner) else planner
-            policies[name] = (acting(whole), self.few[key])
+            policies[f"flat_{name}"] = (acting(whole), self.few[key])
         policies |= {
             "oracle_subgoals": (
                 acting(self.beneath(planners={"level1": self.lowest, "level2": oracle}), told=oracle.prepare),
@@ -176,10 +189,11 @@ class MazeExam:
             "random_subgoals": (acting(self.beneath(planners={"level1": self.lowest, "level2": drawn})), self.few[key]),
             "shuffled_macros": (acting(self.planners[first], ShuffledMacros(model)), self.few[key]),
         }
-        return {
+        runs = {
             name: self._episodes(policy, tasks, bar, f"{key} {name.replace('_', ' ')}")
             for name, (policy, tasks) in policies.items()
         }
+        return runs, headline.wanted
 
     def _floors(self, key: str, seed: int, bar: Progress) -> Rows:
         dreamer = self.agent(world_model=TrueDynamics(self.world), cost=PixelDistance(), planner=self.search, seed=seed)
@@ -197,9 +211,9 @@ class MazeExam:
         return rows
 
     def _metrics(self, tables: Mapping[str, Mapping[str, Rows]], levels: list[LevelRows]) -> Rows:
-        ours, equal = next(iter(self.planners)), next(iter(self.flat))
+        ours, equal = f"hierarchical_{next(iter(self.planners))}", f"flat_{next(iter(self.flat))}"
         hardest = tables[list(tables)[-1]]
-        best = max(self.flat, key=lambda name: hardest[name]["success"].value)
+        best = max((f"flat_{name}" for name in self.flat), key=lambda name: hardest[name]["success"].value)
         ratio = hardest[ours]["evaluations"].value / hardest[best]["evaluations"].value
         gain = hardest[ours]["success"].value - hardest[equal]["success"].value
         rows: Rows = {}
@@ -214,7 +228,8 @@ class MazeExam:
         for number, level in enumerate(levels, 1):
             for ahead in (self.horizon // 2, self.horizon):
                 rows[f"level{number}_error_{ahead}"] = mean(level.errors[ahead].tolist())
-            rows[f"distractor_probe_s{number}"] = level.r2["light"]
+            if self.distractor is not None:
+                rows[f"distractor_probe_s{number}"] = level.r2[self.distractor]
             rows[f"room_probe_s{number}"] = _worse(level.r2["agent_x"], level.r2["agent_y"])
         return rows
 
