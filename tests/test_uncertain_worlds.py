@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data_pipelines.worlds.fate import FATES, next_fate
 from data_pipelines.worlds.fork import ForkWorld, PillarLayouts
 from data_pipelines.worlds.slippery_bridge import CoinToss, SlipperyBridgeWorld, SlipperyLayouts
-from lightning_jepa.actor.planners.cem import CEM
+from lightning_jepa.actor.planners.exhaustive import Exhaustive
 from lightning_jepa.actor.planners.scenarios import ScenarioPlanner
 from lightning_jepa.evaluation.fork import ForkExam
 from lightning_jepa.evaluation.results import load
@@ -232,10 +232,9 @@ class KnowsBridges(Seeing):
 
 def test_the_bridge_exam_on_who_knows_and_who_averages(tmp_path: Path) -> None:
     """Tree search over what may happen is expectimax; the mean of both futures looks better than the safe way."""
-    cem = CEM(samples=16, iterations=2, elites=3, horizon=3, action_size=1, action_bound=1.0, colour=0.0)
     exam = SlipperyBridgeExam(
         world=SlipperyBridgeWorld(SlipperyLayouts()),
-        scenarios=ScenarioPlanner(cem, 32),
+        scenarios=ScenarioPlanner(Exhaustive([[1.0], [-1.0]], 3), 32),
         simulations=60,
         decisions=20,
         kappas=[0.0, 2.0],
