@@ -142,12 +142,12 @@ class SlipperyBridgeExam:
         return results.values
 
     def _probe(self, jepa: Model, generator: Generator) -> LinearProbe:
-        """A readout of the agent's position from frozen states of training layouts."""
+        """A readout of the agent's position from frozen states of training layouts, where agents do get."""
         ids = self._draw("train", self.probed, generator)
-        ways = torch.cat([self.world.ways(), torch.tensor([self.world.middle])])
-        y = ways[torch.randint(len(ways), (len(ids),), generator=generator)]
-        x = self.world.first + self.world.between * torch.randint(4, (len(ids),), generator=generator)
-        places = torch.stack([x, y], -1)
+        crossed = torch.randint(4, (len(ids),), generator=generator)
+        end = torch.randint(3, (len(ids),), generator=generator)
+        y = torch.where(crossed == 0, self.world.middle, self.world.ways()[end])
+        places = torch.stack([self.world.first + self.world.between * crossed, y], -1)
         states = jepa.encode(self.world.reset(ids, places)[:, None])[:, 0].float()
         return fit_probe(states, places, ids)
 
