@@ -85,6 +85,11 @@ class LevelModel(WorldModel, Protocol):
     metric: Module  # from states [..., D] to a space whose distances say what to approach
     action_size: int  # of its macro-actions
     steps: int  # of the level below, in one of its own
+    reach: Callable[[Tensor, Tensor], Tensor] | None  # states [B, D], [B, D] -> what to do below in between [B, n, A]
+
+    def white(self, actions: Tensor) -> Tensor:
+        """Its macro-actions [..., M] as its planner has them."""
+        ...
 
 
 class Hierarchy(WorldModel, Protocol):

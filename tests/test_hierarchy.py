@@ -21,6 +21,8 @@ from lightning_jepa.actor.planners.cem import CEM
 from lightning_jepa.actor.planners.explorer import Explorer
 from lightning_jepa.actor.planners.graph import GraphSearch
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
+from lightning_jepa.actor.planners.reactive import Reactive
+from lightning_jepa.actor.reaching import Reaching
 from lightning_jepa.cost.critic import Critic, CriticNetwork
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.intrinsic import IntrinsicCost
@@ -132,6 +134,44 @@ def test_white_macro_actions_are_those_that_were_done() -> None:
     white = Whitened(own)
     s, w = torch.randn(2, 81), torch.randn(2, 3, 1, 2)
     assert torch.allclose(white.rollout(s, w), own.jepa.rollout(s, (mean + w @ root.T).clamp(-1, 1)))
+    assert torch.allclose(white.white(mean + w @ root.T), w, atol=1e-3)
+
+
+def test_what_reaches_a_state_is_learned_from_where_actions_led() -> None:
+    """a[0..n-1] = A(s2, s2'): in the plane, steps whose sum is the way from one to the other."""
+    torch.manual_seed(0)
+    policy = Reaching(2, 3, 2, action_bound=1.0, hidden=32)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    for _ in range(300):
+        s, done = torch.randn(64, 2), 0.5 * torch.randn(64, 1, 2).clamp(-1, 1).expand(-1, 3, -1)
+        optimizer.zero_grad()
+        policy.misfit(s, s + done.sum(1), done).mean().backward()
+        optimizer.step()
+    s, way = torch.randn(32, 2), torch.rand(32, 2) * 2 - 1
+    assert (policy(s, s + way).sum(1) - way).norm(dim=-1).mean() < 0.3
+    assert policy(10 * s, -10 * s).norm(dim=-1).max() <= 1 + 1e-5
+
+
+def test_learning_to_reach_states_leaves_the_level_as_it_is(shards: str, tmp_path: Path) -> None:
+
+    def trained(own: Level, weights: dict[str, float]) -> tuple[HierarchicalStacking, dict[str, Any]]:
+        torch.manual_seed(0)
+        stage = stacked(own=own, weights=weights)
+        fitted = trainer(tmp_path, max_epochs=8)
+        fitted.fit(stage, datamodule=data(shards, (5, 3), (3, 6)))
+        return stage, dict(fitted.callback_metrics)
+
+    torch.manual_seed(2)
+    _, alone = trained(level(), WEIGHTS)
+    torch.manual_seed(2)
+    own = level()
+    own.reach = Reaching(81, 3, 2, 2.45, hidden=32)
+    stage, found = trained(own, WEIGHTS | {"reach": 1.0})
+    assert found["val/prediction"] == alone["val/prediction"]
+    assert 0 < found["val/reach"] < 1
+    (lifted,) = stage.viewed(batch(shards, (5, 3)))
+    with pytest.raises(ValueError, match="name exactly these"):
+        stacked(own=own).weighted(stage.terms((lifted,))[0])
 
 
 @pytest.mark.parametrize("joint", [0.0, 0.1])
@@ -181,7 +221,7 @@ def test_a_level_that_pools_reads_the_steps_between(shards: str) -> None:
     stage = stacked(own=level(pool=2))
     (lifted,) = stage.viewed(batch(shards, (7, 1)))
     assert lifted.observations.shape[1] == lifted.truth.shape[1] == 3
-    assert lifted.actions.shape[1:] == (2, 1, 2)
+    assert stage.acted(lifted).shape == (4, 2, 2)
     assert stage.terms((lifted,))[0]["prediction"] > 0
 
 
@@ -269,6 +309,10 @@ class Far(nn.Module):
     def __init__(self, plane: Plane, steps: int = 4) -> None:
         super().__init__()
         self.plane, self.steps, self.metric = plane, steps, nn.Identity()
+        self.reach: Any = None
+
+    def white(self, actions: Tensor) -> Tensor:
+        return actions
 
     def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         return observations
@@ -319,6 +363,51 @@ def test_subgoals_lead_around_a_wall_that_stops_a_short_sight() -> None:
     assert (short[:, 0] < -0.9).all()
     assert ((found - goal).norm(dim=-1) < 1).all()
     assert spent == model.steps
+
+
+def test_a_level_in_mode_1_does_what_reaches_the_subgoal_without_a_search() -> None:
+    class Known(TwoLevels):
+        def above(self, number: int) -> Far:
+            far = super().above(number)
+            far.reach = lambda s, wanted: ((wanted - s) / far.steps)[:, None].expand(-1, far.steps, -1)
+            return far
+
+    start, goal = torch.tensor([[-5.0, 4.0]]), torch.tensor([[5.0, 4.0]])
+    high = CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE)  # type: ignore[arg-type]
+    of = HierarchicalPlanner({"level1": Reactive(4, 1.0), "level2": high}, GoalEnergy, SubgoalEnergy)
+    model, generator = Known(), Generator().manual_seed(0)
+    found = of.plan(start, model, GoalEnergy(), Modulation(goal), None, generator)
+    assert torch.allclose(found.states[:, -1], of.subgoals[0], atol=1e-5)
+    assert found.evaluations == model.steps == 512 * 4 * 5 + 4
+    searching = planner()
+    searching.plan(start, model, GoalEnergy(), Modulation(goal), None, Generator().manual_seed(0))
+    assert torch.equal(searching.subgoals[0], of.subgoals[0])
+    with pytest.raises(ValueError, match="what a policy proposes, and there is none"):
+        of.plan(start, TwoLevels(), GoalEnergy(), Modulation(goal + 0), None, generator)
+
+
+def test_mode_1_of_a_level_above_proposes_in_the_terms_of_the_planner_below() -> None:
+    class ThreeLevels(TwoLevels):
+        depth = 3
+
+        def above(self, number: int) -> Far:
+            far = Far(self, 2)
+            if number == 3:
+                far.reach = lambda s, wanted: (wanted - s)[:, None].expand(-1, 2, -1)
+            far.white = lambda actions: actions + 100  # type: ignore[method-assign]
+            return far
+
+    class Noting(Reactive):
+        def plan(self, s: Tensor, world_model: Any, *rest: Any) -> Any:
+            noted.append(rest[2])
+            return super().plan(s, world_model, *rest)
+
+    noted: list[Tensor] = []
+    low = CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)  # type: ignore[arg-type]
+    of = HierarchicalPlanner({"level1": low, "level2": Noting(3, 1.0), "level3": low}, GoalEnergy, SubgoalEnergy)
+    start = torch.zeros(1, 2)
+    of.plan(start, ThreeLevels(), GoalEnergy(), Modulation(torch.ones(1, 2)), None, Generator().manual_seed(0))
+    assert torch.allclose(noted[0], (of.subgoals[1] - start)[:, None].expand(-1, 2, -1) + 100)
 
 
 def test_a_subgoal_is_held_until_it_is_reached() -> None:

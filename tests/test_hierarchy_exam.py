@@ -38,7 +38,10 @@ class Above(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.metric = nn.Identity()
+        self.metric, self.reach = nn.Identity(), None
+
+    def white(self, actions: Tensor) -> Tensor:
+        return actions
 
     def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         return observations[..., :2]

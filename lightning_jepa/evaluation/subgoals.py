@@ -154,7 +154,10 @@ class _Mistaken:
     def __init__(self, model: LevelModel) -> None:
         self.model = model
         self.metric: nn.Module = model.metric
-        self.action_size, self.steps = model.action_size, model.steps
+        self.action_size, self.steps, self.reach = model.action_size, model.steps, model.reach
+
+    def white(self, actions: Tensor) -> Tensor:
+        return self.model.white(actions)
 
     def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         return self.model.encode(observations, body)

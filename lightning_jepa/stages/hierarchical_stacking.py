@@ -26,6 +26,8 @@ class HierarchicalStacking(JEPAPretraining):
 
         loss = sum_i weight_i term_i,   terms = prediction + those of each criterion [+ contrast], all of s2 and a2
 
+    A level with a policy to reach its states has one more term, `reach`, which teaches nothing else.
+
     Windows hold the world's steps. Those of the first level of a batch have the stride of a step of this level; or, for
     a level that pools, that of a step of the level below. The others teach the metric, and have a multiple of it.
 
@@ -105,6 +107,22 @@ class HierarchicalStacking(JEPAPretraining):
         dense, *others = windows[: self.windows]
         return (self._dense(dense), *(self._apart(window) for window in others))
 
+    def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:
+        """See `JEPAPretraining.terms`."""
+        terms, states = super().terms(windows)
+        if self.level.reach is not None:
+            s, chunks = states.detach(), self.hierarchy.chunks(windows[0].actions, self.hierarchy.depth)
+            terms["reach"] = self.level.reach.misfit(s[:, :-1], s[:, 1:], chunks.detach()).mean()
+        return terms, states
+
+    def acted(self, window: Window) -> Tensor:
+        """Macro-actions, [B, T - 1, M]."""
+        return self.hierarchy.macros(window.actions, self.hierarchy.depth)
+
+    def apart(self, window: Window) -> int:
+        """How many steps of this level there are between the states of a window."""
+        return window.actions.shape[2] // self.hierarchy.stride(self.hierarchy.depth)
+
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """The weighted sum of all terms of this level, and of those below where they learn too."""
         loss = super().training_step(batch, batch_idx)
@@ -134,11 +152,10 @@ class HierarchicalStacking(JEPAPretraining):
 
     def _dense(self, window: Window) -> Window:
         """Successive steps of this level."""
-        macros = self.hierarchy.macros(self._blocks(window), self.hierarchy.depth)
         states = self.level.pooled(self._below(window))
         every = slice(None, None, self.level.steps if self.level.pool > 1 else 1)
         shown = window._replace(truth=window.truth[:, every], times=window.times[:, every])
-        return self._window(shown, states[:, every], macros[:, :, None])
+        return self._window(shown, states[:, every], self._blocks(window))
 
     def _apart(self, window: Window) -> Window:
         """States some steps of this level apart."""
@@ -149,8 +166,7 @@ class HierarchicalStacking(JEPAPretraining):
                 f"frames {stride} steps apart, a step of this level has {unit}: give data.levels strides that are "
                 "multiples of it, and no second one to a level that pools"
             )
-        none = window.actions.new_zeros(*window.actions.shape[:2], stride // unit, self.level.macro.size)
-        return self._window(window, self._below(window), none)
+        return self._window(window, self._below(window), window.actions)
 
     def _below(self, window: Window) -> Tensor:
         """States of the level below, [B, T, D]."""

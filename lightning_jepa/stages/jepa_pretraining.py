@@ -111,12 +111,7 @@ class JEPAPretraining(L.LightningModule):
     def terms(self, windows: tuple[Window, ...]) -> tuple[dict[str, Tensor], Tensor]:
         """All terms of the loss, unweighted, and the states [B, T, D] of the first level."""
         dense = windows[0]
-        if dense.actions.shape[2] != 1:
-            raise ValueError(
-                f"the first level's frames are {dense.actions.shape[2]} steps apart, and predictions go step by step: "
-                f"give the first of data.levels stride 1"
-            )
-        actions = dense.actions[:, :, 0]
+        actions = self.acted(dense)
         states = self.model.encode(dense.observations, dense.body)
         batch, energies = self._encoded(dense.observations, states, actions)
         terms = {name: energy.mean() for name, energy in energies.items()}
@@ -126,9 +121,26 @@ class JEPAPretraining(L.LightningModule):
             terms |= criterion(batch)
         if self.geometry is not None:
             encoded = [states] + [self.model.encode(window.observations, window.body) for window in windows[1:]]
-            found = [self.geometry(s, w.actions.shape[2]) for s, w in zip(encoded, windows, strict=True)]
+            found = [self.geometry(s, self.apart(window)) for s, window in zip(encoded, windows, strict=True)]
             terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
         return terms, states
+
+    def acted(self, window: Window) -> Tensor:
+        """What was done between successive states, [B, T - 1, A].
+
+        Raises:
+            ValueError: if that is more than one action.
+        """
+        if window.actions.shape[2] != 1:
+            raise ValueError(
+                f"the first level's frames are {window.actions.shape[2]} steps apart, and predictions go step by step: "
+                f"give the first of data.levels stride 1"
+            )
+        return window.actions[:, :, 0]
+
+    def apart(self, window: Window) -> int:
+        """How many steps there are between the states of a window."""
+        return window.actions.shape[2]
 
     def _encoded(self, observations: Tensor, states: Tensor, actions: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
         """What criteria look at, of pictures [B, T, C, H, W], states [B, T, D], actions [B, T - 1, A]; and energies."""

@@ -7,7 +7,7 @@ action, N remembered chunks, C c channels below and here, h w map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,8 @@ class Level(nn.Module):
             if None.
         pool: states of the level below, at most that many up to the present one, of which Enc2 sees the mean.
         remembered: N, chunks of training data that are kept to tell which macro-actions there are.
+        reach: Mode-1 of the level below, from states [..., E] and [..., E] to the chunk [..., n, A] that leads from one
+            to the other, with a `misfit`; or none.
 
     Raises:
         ValueError: if the two do not fit.
@@ -146,6 +148,7 @@ class Level(nn.Module):
         metric: nn.Module | None = None,
         pool: int = 1,
         remembered: int = 1024,
+        reach: Any | None = None,
     ) -> None:
         super().__init__()
         if jepa.action_size != macro.size or jepa.action_scale != 1:
@@ -158,6 +161,7 @@ class Level(nn.Module):
             raise ValueError(f"pool={pool}, remembered={remembered}: give at least 1")
         self.jepa, self.macro, self.pool = jepa, macro, pool
         self.metric = metric if metric is not None else nn.Identity()
+        self.reach = reach
         self.register_buffer("chunks", torch.zeros(remembered, macro.steps, macro.below_size))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
@@ -216,13 +220,17 @@ class Whitened:
     """
 
     def __init__(self, level: Level) -> None:
-        self.level, self.jepa, self.metric = level, level.jepa, level.metric
+        self.level, self.jepa, self.metric, self.reach = level, level.jepa, level.metric, level.reach
         self.mean, self.root = level.support()
         self.action_size, self.steps = level.macro.size, level.steps
 
     def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
         """States of the level below, [B, T, D] -> [B, T, E]."""
         return self.level.lift(observations)
+
+    def white(self, actions: Tensor) -> Tensor:
+        """Macro-actions [..., M] -> the white ones that stand for them."""
+        return (actions - self.mean) @ torch.linalg.pinv(self.root).T
 
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
         """[B, E], [B, S, H, M] -> [B, S, H, E]."""

@@ -25,6 +25,9 @@ class HierarchicalPlanner:
     after some plans of the level below. Until then an episode whose subgoal is reached goes on to the next one of the
     same plan; one that does not reach it gets another with the new plan.
 
+    Where a level has a policy to reach its states, that of the level below starts its plans from what it proposes
+    (Mode-1 helps Mode-2, section 3.1.3); with `planner=reactive` it carries that out and does not search.
+
     With `refinements` levels then take turns: each that has just planned does so again, with what the level below finds
     it can reach as a part of its cost, and those below follow ("a joint optimization of the actions in all layers").
 
@@ -116,8 +119,9 @@ class HierarchicalPlanner:
             due = floor.stand(here, due)
         costs = _Costs(self, self._floors, cost, modulation)
         for level in range(self.depth, 1, -1):
-            spent += self._floors[level - 2].advance(*costs.of(level), generator)
-        plan = self.lowest.plan(s, world_model, *costs.of(1), start, generator)
+            spent += self._floors[level - 2].advance(*costs.of(level), self._proposed(level), generator)
+        proposed = self._proposed(1)
+        plan = self.lowest.plan(s, world_model, *costs.of(1), start if proposed is None else proposed, generator)
         spent += plan.evaluations
         fresh = [level for level in range(self.depth, 1, -1) if self._floors[level - 2].due]
         for _ in range(self.refinements if fresh else 0):
@@ -154,6 +158,13 @@ class HierarchicalPlanner:
                 )
             floors.append(_Floor(model, planner, goal, self.hold, self.reached))
         return floors
+
+    def _proposed(self, level: int) -> Tensor | None:
+        """What Mode-1 would do to reach the subgoal of a level, [B, n, A]; none if nobody has learned that."""
+        if level == self.depth:
+            return None
+        proposed = self._floors[level - 1].proposed()
+        return proposed if proposed is None or level == 1 else self._floors[level - 2].model.white(proposed)
 
     def _reachable(self, plan: Plan) -> list[Tensor]:
         """For each level above the first, where the plan below it leads in one of its steps, [B, D']."""
@@ -231,12 +242,14 @@ class _Floor:
         self.due = self._left == 0
         return self.due
 
-    def advance(self, cost: Cost, modulation: Modulation, generator: Generator | None) -> int:
+    def advance(self, cost: Cost, modulation: Modulation, proposed: Tensor | None, generator: Generator | None) -> int:
         """Plan anew if it is time to, else see who goes on to the next subgoal; returns model steps."""
         if self.due:
             self._left = self.hold
-            rest = None if self._plan is None else self._plan.actions[:, 1:]
-            return self.search(cost, modulation, None if rest is None or not rest.shape[1] else rest, generator)
+            start = proposed
+            if start is None and self._plan is not None and self._plan.actions.shape[1] > 1:
+                start = self._plan.actions[:, 1:]
+            return self.search(cost, modulation, start, generator)
         arrived = self._off() < (1 - self.reached) * self._way
         self._next = (self._next + arrived.long()).clamp_max(self.planned.states.shape[1] - 1)
         self._way = torch.where(arrived, self._off(), self._way)
@@ -245,6 +258,10 @@ class _Floor:
     def subgoal(self) -> Tensor:
         """The state that is wanted next, [B, D']."""
         return pick(self.planned.states, self._next[:, None])[:, 0]
+
+    def proposed(self) -> Tensor | None:
+        """What its policy would do below to reach the subgoal, [B, n, A]."""
+        return None if self.model.reach is None else self.model.reach(self._here, self.subgoal())
 
     def search(self, cost: Cost, modulation: Modulation, start: Tensor | None, generator: Generator | None) -> int:
         """Plan; returns model steps."""
