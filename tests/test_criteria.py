@@ -112,6 +112,18 @@ def test_locations_count_as_samples(over: str) -> None:
         torch.testing.assert_close(found[name], expected[name])
 
 
+def test_what_stands_still_at_every_place_pleases_no_criterion_over_places() -> None:
+    """A picture of nothing but the places varies over all samples; over places its variance is 0 and its penalty full."""
+    still = torch.randn(5, 4).expand(6, 8, 5, 4)  # [B, T, c, h w], each place with features of its own
+    moving = torch.randn(6, 8, 5, 4)
+    found = {over: VarianceCovariance(over=over, state_shape=[5, 2, 2]) for over in ("batch_time", "place")}
+    assert found["batch_time"](of(still.flatten(2)))["variance"] < 0.6
+    assert found["place"](of(still.flatten(2)))["variance"] > 0.98
+    apart = moving + 10 * still
+    for name, term in found["batch_time"](of((moving - moving.mean((0, 1))).flatten(2))).items():
+        torch.testing.assert_close(found["place"](of(apart.flatten(2)))[name], term, rtol=1e-3, atol=1e-5)
+
+
 def test_expander_is_what_the_criterion_acts_on() -> None:
     expander = Expander(6, 12)
     states = torch.randn(4, 5, 6, requires_grad=True)
@@ -143,6 +155,8 @@ def test_vicreg_refuses_what_it_can_not_use() -> None:
         VarianceCovariance(over="space")
     with pytest.raises(ValueError, match="map"):
         VarianceCovariance(state_shape=[4])
+    with pytest.raises(ValueError, match="state_shape"):
+        VarianceCovariance(over="place")
     with pytest.raises(ValueError, match="no maps"):
         VarianceCovariance(state_shape=[4, 3, 3])(of(torch.randn(2, 2, 35)))
     with pytest.raises(ValueError, match="at least 2"):

@@ -167,6 +167,7 @@ CRITERIA: dict[str, Any] = {
     "vicreg": lambda: VarianceCovariance(expander=Expander(D, 8)),
     "vicreg over the batch": lambda: VarianceCovariance(over="batch", margin=3.0),
     "vicreg over time": lambda: VarianceCovariance(over="time", margin=3.0),
+    "vicreg over places": lambda: VarianceCovariance(over="place", margin=3.0, state_shape=[2, 1, 2]),
     "sigreg": lambda: SIGReg(directions=5),
     "barlow": lambda: BarlowTwins(over="batch"),
     "infonce": lambda: InfoNCE(0.5),

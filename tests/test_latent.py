@@ -67,7 +67,7 @@ def test_discrete_energy_is_the_minimum_over_all_codes() -> None:
     """F(x, y) = min_k |s_y - Pred(s_x, a, k)|^2 / D - strength log p(k | s, a)."""
     torch.manual_seed(0)
     latent = DiscreteLatent(4, D, A, strength=0.3)
-    jepa = world_model(latent)
+    jepa = world_model(latent).eval()
     s, a, s_y = transitions()
     log_prior = latent.logits(s, a[:, 0]).log_softmax(-1)
     every = torch.stack([distance(s_y[:, 0], s + row) for row in jepa.predictor.effect], 1) - 0.3 * log_prior
@@ -76,6 +76,17 @@ def test_discrete_energy_is_the_minimum_over_all_codes() -> None:
     torch.testing.assert_close(jepa.energy(s, a, s_y), every.amin(1))
     assert torch.equal(found.z[:, 0].argmax(1), every.argmin(1))
     torch.testing.assert_close(found.terms["prior"][:, 0], -log_prior.gather(1, every.argmin(1, keepdim=True))[:, 0])
+
+
+def test_in_training_a_code_is_not_passed_over_for_being_rare() -> None:
+    """The code that explains best is chosen, whatever the prior says of it: argmin_k D_k."""
+    latent = DiscreteLatent(4, D, A, strength=100.0)
+    jepa = world_model(latent)
+    s, a, s_y = transitions()
+    every = torch.stack([distance(s_y[:, 0], s + row) for row in jepa.predictor.effect], 1)
+    assert torch.equal(jepa.complete(s, a, s_y).z[:, 0].argmax(1), every.argmin(1))
+    likeliest = latent.logits(s, a[:, 0]).argmax(1)
+    assert torch.equal(jepa.eval().complete(s, a, s_y).z[:, 0].argmax(1), likeliest)
 
 
 def test_relaxed_winner_takes_all() -> None:

@@ -19,8 +19,9 @@ class DiscreteLatent(nn.Module):
         F(x, y) = min_k |s_y - Pred(s_x, a, k)|^2 / D - strength log p(k | s, a)
 
     All information that z can give away is log K, which is what limits the volume of low energy (paper section 4.4,
-    criterion 4). In training a share `relaxation` of the distance is that of the mean over all codes, so that no code
-    dies of never having been the best (relaxed winner-takes-all).
+    criterion 4). In training codes are chosen by the distance alone, and a share `relaxation` of it is that of the mean
+    over all codes: else a code that is rare gets rarer, and one that never was the best never will be (relaxed
+    winner-takes-all).
 
     Args:
         codes: K.
@@ -73,7 +74,8 @@ class DiscreteLatent(nn.Module):
         error = distance(s_y[:, None], predicted)  # [N, K]
         log_prior = self.logits(s, a).log_softmax(-1)
         regulariser = -self.strength * log_prior.detach()
-        best = (error.detach() + regulariser).argmin(1, keepdim=True)
+        asked = error.detach() if self.training else error.detach() + regulariser
+        best = asked.argmin(1, keepdim=True)
         found = error.gather(1, best)[:, 0]
         relaxed = (1 - self.relaxation) * found + self.relaxation * error.mean(1)
         index = best[..., None].expand(-1, -1, predicted.shape[-1])
