@@ -113,7 +113,7 @@ def test_locations_count_as_samples(over: str) -> None:
 
 
 def test_what_stands_still_at_every_place_pleases_no_criterion_over_places() -> None:
-    """A picture of nothing but the places varies over all samples; over places its variance is 0 and its penalty full."""
+    """A picture of the places themselves varies over all samples; over places its variance is 0."""
     still = torch.randn(5, 4).expand(6, 8, 5, 4)  # [B, T, c, h w], each place with features of its own
     moving = torch.randn(6, 8, 5, 4)
     found = {over: VarianceCovariance(over=over, state_shape=[5, 2, 2]) for over in ("batch_time", "place")}

@@ -10,7 +10,12 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"01_planning_in_latent_space": 4, "02_cost_critic_and_the_two_modes": 4, "03_energies": 2}
+PICTURES = {
+    "01_planning_in_latent_space": 4,
+    "02_cost_critic_and_the_two_modes": 4,
+    "03_energies": 2,
+    "04_hierarchical_planning": 4,
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

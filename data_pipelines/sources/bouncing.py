@@ -102,6 +102,7 @@ class BouncingPictures:
         names = ("things", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
         numbers = {name: getattr(self, name) for name in names}
         self.settings = {"source": "bouncing pictures", "pictures": dict(self.labelled.settings), **numbers}
+        self.settings["drawn"] = "between pixels"
         # For each thing: its centre and velocity, pixels and pixels a step, and its class.
         self.truth_names = tuple(f"{what}_{d}" for d in range(things) for what in ("x", "y", "vx", "vy", "class"))
         self.body_names = ()
@@ -193,14 +194,20 @@ class BouncingPictures:
         return np.stack(places), np.stack(velocities)
 
     def _draw(self, sprites: NDArray[np.uint8], places: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Sprites [D, h, h] at places [T + 1, D, 2] -> frames [T + 1, 1, side, side], to the nearest pixel."""
-        frames = np.zeros((len(places), 1, self.side, self.side), np.uint8)
-        corners, size = places.round().astype(int), sprites.shape[-1]
-        for t, d in np.ndindex(places.shape[:2]):
-            x, y = corners[t, d]
-            part = frames[t, 0, y : y + size, x : x + size]
-            np.maximum(part, sprites[d], out=part)
-        return frames
+        """Sprites [D, h, h] at places [T + 1, D, 2] -> frames [T + 1, 1, side, side].
+
+        Between pixels a sprite's light is shared out, so that a few frames tell its velocity exactly.
+        """
+        frames = np.zeros((len(places), 1, self.side + 1, self.side + 1), np.uint8)
+        corners, size = np.floor(places).astype(int), sprites.shape[-1] + 1
+        x_share, y_share = np.moveaxis((places - corners).astype(np.float32), -1, 0)[..., None, None]
+        for d, sprite in enumerate(np.pad(sprites, ((0, 0), (1, 1), (1, 1))).astype(np.float32)):
+            rows = sprite[1:] + y_share[:, d] * (sprite[:-1] - sprite[1:])  # [T + 1, h + 1, h + 2]
+            drawn = rows[..., 1:] + x_share[:, d] * (rows[..., :-1] - rows[..., 1:])
+            for t, (x, y) in enumerate(corners[:, d]):
+                part = frames[t, 0, y : y + size, x : x + size]
+                np.maximum(part, drawn[t].round().astype(np.uint8), out=part)
+        return np.ascontiguousarray(frames[..., : self.side, : self.side])
 
 
 class Digits:

@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import binary_average_precision
 from lightning_jepa.evaluation.energy_figures import completion_figure
 from lightning_jepa.evaluation.ranking import auroc
 from lightning_jepa.evaluation.report import Report, Trained
-from lightning_jepa.evaluation.results import Rows, mean
+from lightning_jepa.evaluation.results import Figure, Rows, mean
 from lightning_jepa.evaluation.watching import BATCH, Watcher
 from lightning_jepa.types import Training
 
@@ -61,6 +61,7 @@ class CompletionExam:
         samples: futures drawn where the model has a latent variable.
         probed: training clips that the readout of places is fitted to.
         probe_steps: of its training.
+        hidden: channels between the two convolutions of the readout, EB-JEPA's; a linear one is a control.
         targets, name, note: see `TwoRoomsExam`.
     """
 
@@ -72,19 +73,21 @@ class CompletionExam:
         context: int = 3,
         horizon: int = 8,
         samples: int = 16,
-        probed: int = 400,
-        probe_steps: int = 400,
+        probed: int = 1000,
+        probe_steps: int = 600,
+        hidden: int = 32,
         targets: Mapping[str, Mapping[str, Any]] | None = None,
         name: str = "bouncing_digits",
         note: str | None = None,
     ) -> None:
         self.scenes = scenes
         self.clips, self.context, self.horizon, self.samples = clips, context, horizon, samples
-        self.probed, self.probe_steps = probed, probe_steps
+        self.probed, self.probe_steps, self.hidden = probed, probe_steps, hidden
         protocol = {
             "clips": clips,
             "seen": f"{context} frames, of digits never trained on; {horizon} follow",
             "location map": f"average precision over {PLACES} x {PLACES} places, mean over the frames that follow",
+            "readout": f"two convolutions of 3 x 3, {hidden} channels between them, fitted to encoded frames",
             "intervals": "95 %: Student's t over seeds",
         }
         self.report = Report(name, protocol, targets, note)
@@ -95,7 +98,7 @@ class CompletionExam:
         stage.eval()
         watcher = Watcher(stage.jepa)
         torch.manual_seed(seed)
-        places = self._readout(watcher)
+        places, linear = self._readouts(watcher)
         clips = self.scenes.clips("val", self.clips, self.context, self.horizon)
         seen = watcher.states(clips.seen)
         futures = {"true": clips.true, **clips.wrong}
@@ -108,13 +111,14 @@ class CompletionExam:
             "predicted": places(predicted),
             "copy_last": places(seen[:, -1:].expand_as(states["true"])),
             "constant_velocity": self._straight_on(clips.centres),
+            "linear_readout": linear(predicted),
         }
         if stage.jepa.noise:
             maps["min_z"] = places(watcher.explained(seen, states["true"]))
             maps["expected"] = self._expected(watcher, seen, places)
         precision = {name: self._precision(found, truth) for name, found in maps.items()}
         metrics: Rows = {f"auroc_{name}": auroc(energies["true"], energies[name]) for name in clips.wrong}
-        metrics["location_map"] = mean([sum(precision["predicted"]) / self.horizon])
+        metrics["location_map"] = over_time(precision["predicted"])
         for name in ("predicted", "min_z"):
             if name in precision:
                 metrics[f"location_ap_8_{name}"] = mean([precision[name][min(8, self.horizon) - 1]])
@@ -124,8 +128,8 @@ class CompletionExam:
             seed,
             metrics,
             training.cost,
-            floors={f"location_map_{name}": mean([sum(precision[name]) / self.horizon]) for name in _FLOORS},
-            controls={"location_map": {"encoded": mean([sum(precision["encoded"]) / self.horizon])}},
+            floors={f"location_map_{name}": over_time(precision[name]) for name in _FLOORS},
+            controls={"location_map": {name: over_time(precision[name]) for name in ("encoded", "linear_readout")}},
             tables={"location": rows},
         )
         nearest = self._nearest(predicted[:3], states["true"], clips.true)
@@ -153,20 +157,22 @@ class CompletionExam:
         ahead = last[:, None] + steps * (last - before)[:, None]
         return self._occupied(ahead.clip(0, self.scenes.side - 1)).float()
 
-    def _readout(self, watcher: Watcher) -> nn.Module:
-        """A linear readout of places from encoded states of training clips."""
+    def _readouts(self, watcher: Watcher) -> list[nn.Module]:
+        """Readouts of places from encoded states of training clips: one with a hidden layer, and a linear one."""
         clips = self.scenes.clips("train", self.probed, self.context, self.horizon)
         states = watcher.states(clips.true).flatten(0, 1)
         occupied = self._occupied(clips.centres)[:, self.context :].flatten(0, 1)
-        readout = Readout(tuple(watcher.jepa.encoder.state_shape))
-        optimizer = torch.optim.Adam(readout.parameters(), 1e-2)
+        shape = tuple(watcher.jepa.encoder.state_shape)
+        readouts: list[nn.Module] = [Readout(shape, self.hidden), Readout(shape)]
+        optimizer = torch.optim.Adam([weight for one in readouts for weight in one.parameters()], 5e-3)
         for _ in range(self.probe_steps):
             some = torch.randint(len(states), (256,))
-            loss = F.binary_cross_entropy_with_logits(readout(states[some, None])[:, 0], occupied[some].float())
+            aim = occupied[some].float()
+            losses = [F.binary_cross_entropy_with_logits(one(states[some, None])[:, 0], aim) for one in readouts]
             optimizer.zero_grad()
-            loss.backward()
+            torch.stack(losses).sum().backward()
             optimizer.step()
-        return readout.requires_grad_(False)
+        return [one.eval().requires_grad_(False) for one in readouts]
 
     def _precision(self, maps: Tensor, truth: Tensor) -> list[float]:
         """Average precision at each of the frames that follow."""
@@ -186,20 +192,28 @@ class CompletionExam:
 _FLOORS = ("copy_last", "constant_velocity")
 
 
+def over_time(precision: list[float]) -> Figure:
+    """The mean over the frames that follow."""
+    return mean([sum(precision) / len(precision)])
+
+
 class Readout(nn.Module):
-    """Places from a state that is a map: a linear function of each place and its neighbours.
+    """Places from a state that is a map: a function of each place and its neighbours.
 
     Args:
         state_shape: (c, h, w).
+        hidden: channels of a hidden layer; 0 for a linear function.
     """
 
-    def __init__(self, state_shape: tuple[int, ...]) -> None:
+    def __init__(self, state_shape: tuple[int, ...], hidden: int = 0) -> None:
         super().__init__()
         if len(state_shape) != 3:
             raise ValueError(f"states of shape {list(state_shape)}: places are read from maps [c, h, w]")
         self.state_shape = state_shape
         self.norm = nn.BatchNorm2d(state_shape[0], affine=False, momentum=None)
-        self.local = nn.Conv2d(state_shape[0], 1, 3, padding=1)
+        channels = state_shape[0]
+        first = [nn.Conv2d(channels, hidden, 3, padding=1), nn.ReLU()] if hidden else []
+        self.local = nn.Sequential(*first, nn.Conv2d(hidden or channels, 1, 3, padding=1))
 
     def forward(self, states: Tensor) -> Tensor:
         """[N, T, D] -> logits [N, T, F, F]."""

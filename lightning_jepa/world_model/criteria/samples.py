@@ -19,9 +19,9 @@ class Samples(nn.Module):
     Args:
         over: the samples that statistics are taken over. "batch_time": all states of a batch. "batch": the states of
             the same time step, so that what stays constant in an episode can't vary over time to please the criterion.
-            "time": the states of the same episode, so that what tells episodes apart does not count. "place": all states
-            of a batch, of which each place of the map is told by how it differs from its own mean, so that a picture of
-            nothing but the places themselves can't please the criterion.
+            "time": the states of the same episode, so that what tells episodes apart does not count. "place": all
+            states of a batch, of which each place of the map is told by how it differs from its own mean, so that a
+            picture of nothing but the places themselves can't please the criterion.
         expander: v = Exp(s), of which samples are taken in place of s; none for s itself.
         state_shape: (c, h, w) of states that are maps: locations then count as samples, and the c channels as features.
 
