@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_jepa.evaluation.results import load
+from lightning_jepa.evaluation.ranking import auroc
 from lightning_jepa.evaluation.street import StreetExam
 from lightning_jepa.types import Training
 from lightning_jepa.world_model.energy import rank, surprise
@@ -48,6 +49,14 @@ def test_continuations_are_ranked_by_their_energy() -> None:
     torch.testing.assert_close(energies, torch.tensor([[14 / 3, 0, 1 / 3]]))
     with pytest.raises(ValueError, match=r"\[1, C, H, D\]"):
         rank(Inertia(), s, actions, continuations[:, 0])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e6])
+def test_auroc_is_the_share_of_pairs_in_the_right_order(scale: float) -> None:
+    """P(F(true) < F(wrong)) + P(F(true) = F(wrong)) / 2, whatever the unit of energies."""
+    true, wrong = torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([3.0, 4.0, 6.0])
+    assert auroc(scale * true, scale * wrong).value == pytest.approx((3 + 3 + 2.5 + 1) / 12)
+    assert auroc(wrong, wrong).value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
