@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.ranking import auroc
+from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.street import StreetExam
 from lightning_jepa.types import Training
 from lightning_jepa.world_model.energy import rank, surprise
