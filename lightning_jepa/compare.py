@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 def compare(cfg: DictConfig, given: Sequence[str]) -> Path:
@@ -51,7 +51,9 @@ def compare(cfg: DictConfig, given: Sequence[str]) -> Path:
 def composed(cfg: DictConfig, given: Sequence[str], name: str) -> DictConfig:
     """The configuration of one arm: its results stay in its folder, below that of the whole."""
     arm = cfg.comparison.arms[name]
-    own = hydra.compose("config", [*given, *arm.overrides])
+    overrides = OmegaConf.to_container(arm.overrides, resolve=False)  # ${...} in them is meant for the arm's own
+    assert isinstance(overrides, list)
+    own = hydra.compose("config", [*given, *overrides])
     with open_dict(own):
         own.seeds = arm.get("seeds", cfg.seeds)
         own.paths.out = own.paths.results = str(Path(cfg.paths.out, name))
