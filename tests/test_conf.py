@@ -73,6 +73,7 @@ def test_every_arm_resolves(experiment: str, arm: str, tmp_path: Path) -> None:
         content = OmegaConf.to_container(arm_of(compose("config", given), given, arm), resolve=True)
     assert isinstance(content, dict)
     assert [fault for node in nodes(content) for fault in faults(node, complete=True)] == []
+    assert [node for node in nodes(content) if "None" in node.values()] == []  # what it refers to is the arm's own
     assert ("variance" in content["stage"]["weights"]) == ("vicreg" in (content["criterion"] or {}))
     assert content["comparison"]["headline"]
 
