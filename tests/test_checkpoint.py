@@ -106,6 +106,15 @@ def test_training_cost_adds_up_over_a_resume(tmp_path: Path) -> None:
     assert second["train_seconds"] > first["train_seconds"] > 0
 
 
+def test_a_run_that_finds_all_done_costs_nothing() -> None:
+    cost, trainer = TrainingCost(), L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    stage = tiny.TinyStage(3, lr=0.1)
+    cost.load_state_dict({"train_seconds": 7.0, "train_frames": 8, "train_transitions": 0})
+    cost.on_train_start(trainer, stage)
+    cost.on_train_end(trainer, stage)
+    assert cost.state_dict()["train_seconds"] == 7
+
+
 def test_curves_are_kept_over_a_resume(tmp_path: Path) -> None:
     trained(tmp_path, 8)
     trained(tmp_path, 12, resume=tmp_path / checkpoint.LAST)

@@ -18,6 +18,7 @@ class TrainingCost(L.Callback):
     def __init__(self) -> None:
         self.train_seconds, self.train_frames, self.train_transitions = 0.0, 0, 0
         self.clock: float | None = None
+        self.began = False  # a resumed run that finds all done costs nothing, and its exam stays the one that was taken
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, and look up how large the data set is, if the data module has a manifest."""
@@ -30,6 +31,7 @@ class TrainingCost(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the frames of a batch, a tuple of windows with observations [B, T, C, H, W]."""
+        self.began = True
         windows = batch if isinstance(batch, (tuple, list)) and not hasattr(batch, "observations") else (batch,)
         observations = [window.observations for window in windows]
         self.train_frames += trainer.world_size * sum(x.shape[0] * x.shape[1] for x in observations)
@@ -51,4 +53,4 @@ class TrainingCost(L.Callback):
         self.train_seconds, self.train_frames = state_dict["train_seconds"], state_dict["train_frames"]
 
     def _seconds(self) -> float:
-        return self.train_seconds + (time.monotonic() - self.clock if self.clock is not None else 0.0)
+        return self.train_seconds + (time.monotonic() - self.clock if self.began and self.clock is not None else 0.0)
