@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,9 +68,11 @@ def results(**metrics: float) -> Results:
 
 
 def test_the_headline_names_arms_and_what_they_measured(tmp_path: Path) -> None:
-    arms = {"a": results(p=1.0), "b": results(p=2.0, q=3.0)}
+    controls = {"best": {"chance": mean([0.5])}, "p": {"chance": mean([0.1])}}
+    arms = {"a": replace(results(p=1.0), controls=controls), "b": results(p=2.0, q=3.0)}
     asked = {"best": "b.p", "other": "a.p", "gain": "b.q - a.p"}
     found = compared(arms, asked, ["p", "q"], tmp_path / "x.json")
+    assert found.controls == {"best": controls["best"]}  # those of the headline
     assert load(tmp_path / "x.json") == found
     assert (found.metrics["best"].value, found.metrics["other"].value) == (2.0, 1.0)
     assert found.metrics["gain"].value == 2.0

@@ -12,8 +12,7 @@ from lightning_jepa.evaluation.results import Figure, mean
 def auroc(true: Tensor, wrong: Tensor) -> Figure:
     """How often what happened has less energy [N] than what did not [M], over all pairs; .5 is chance."""
     energies = torch.cat([true, wrong]).float()
-    _, place = energies.unique(
-        return_inverse=True
-    )  # energies themselves would be squeezed by a sigmoid, large ones to 0
+    # Their order alone: energies themselves would be squeezed by a sigmoid, large ones to 0.
+    _, place = energies.unique(return_inverse=True)
     likely = 1 - place / len(energies)
     return mean([float(binary_auroc(likely, (torch.arange(len(energies)) < len(true)).long()))])

@@ -170,7 +170,7 @@ def compared(
         arms: the results of each.
         headline: metric -> "arm.metric", what the experiment is judged by; or the difference of two such, "A.M - B.N".
         columns: metrics of the table `arms`, which has a row for each arm; those that an arm has.
-        destination: of the file. Costs are sums over all arms.
+        destination: of the file. Costs are sums over all arms; floors and controls are those of the first.
 
     Raises:
         ValueError: if there is no arm, or none with what the headline asks for.
@@ -202,6 +202,7 @@ def compared(
         protocol=first.protocol,
         metrics=metrics,
         floors=first.floors,
+        controls={key: found for key, found in first.controls.items() if key in metrics},
         tables={"arms": rows, **further},
         cost={"seconds": sum(part.cost.get("train_seconds", 0.0) * len(part.seeds) for part in parts)},
         targets=first.targets,

@@ -52,7 +52,7 @@ class Samples(nn.Module):
         """[B, T, D] -> [G, N, D or E].
 
         Raises:
-            ValueError: if the states are not of the given shape.
+            ValueError: if the states are not of the given shape, or too few to differ from their mean.
         """
         samples = states[:, :, None]
         if self.map_shape is not None:
@@ -62,8 +62,10 @@ class Samples(nn.Module):
         expanded: Tensor = self.expander(samples)
         if self.over == "place":
             expanded = precise(expanded)
-            summed = everywhere(expanded.sum((0, 1)))
-            expanded = expanded - summed / everywhere(expanded.new_tensor(expanded[:, :, 0, 0].numel()))
+            count = everywhere(expanded.new_tensor(states.shape[0] * states.shape[1]))
+            if count < 2:
+                raise ValueError("statistics over 1 state: over='place' needs at least 2; raise data.batch_size")
+            expanded = expanded - everywhere(expanded.sum((0, 1))) / count
         if self.over in ("batch_time", "place"):
             return expanded.flatten(0, 2)[None]
         if self.over == "batch":
