@@ -20,7 +20,7 @@ from data_pipelines.sources.bouncing import BouncingPictures, Digits
 def test_digits_fly_straight_between_bounces_and_stay_inside(
     count: int, bounce: str, seed: int, fastest: float
 ) -> None:
-    source = BouncingPictures(9, 1, count, 32, 1, 30, slowest=0.5, fastest=fastest, bounce=bounce, seed=seed)
+    source = BouncingPictures(9, 1, 0, count, 32, 1, 30, slowest=0.5, fastest=fastest, bounce=bounce, seed=seed)
     for episode, _ in source.episodes("train", range(3)):
         truth = episode.truth.reshape(31, count, 5)
         corner, velocity = truth[..., :2] - 3.5, truth[..., 2:4]
@@ -73,9 +73,10 @@ def test_random_bounces_have_many_futures_and_mirrored_ones_a_single_one() -> No
     assert spread["random"] > 0.5
 
 
-def test_validation_shows_other_pictures_of_the_same_digits() -> None:
-    train, val = (Digits().pictures[split] for split in ("train", "val"))
-    assert not {picture.tobytes() for picture in train} & {picture.tobytes() for picture in val}
+def test_each_split_shows_other_pictures_of_the_same_digits() -> None:
+    train, val, test = ({p.tobytes() for p in Digits().pictures[split]} for split in ("train", "val", "test"))
+    assert not train & val
+    assert not (train | val) & test
     assert all(set(labels.tolist()) == set(range(10)) for labels in Digits().labels.values())
 
 

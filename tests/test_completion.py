@@ -123,7 +123,7 @@ def test_the_exam_on_a_model_without_training(latent: bool, tmp_path: Path) -> N
     precision = {name: [row[str(t)].value for t in range(1, 7)] for name, row in found.tables["location"].items()}
     assert precision["predicted"] == pytest.approx(precision["copy_last"], abs=1e-5)
     assert np.mean(precision["encoded"]) > precision["copy_last"][-1] + 0.1
-    assert precision["constant_velocity"][0] > 0.9
+    assert precision["constant_velocity"][0] > 0.8
     assert metrics["auroc_other_clip"] > 0.6
     assert set(precision) >= ({"min_z", "expected"} if latent else set())
     with Image.open(tmp_path / "figures" / "completion.png") as picture:

@@ -82,7 +82,7 @@ class Flights:
         self.number, self.frames = count, frames
 
     def count(self, split: str) -> int:
-        return self.number if split == "val" else 0
+        return self.number if split == "test" else 0
 
     def episodes(self, split: str, numbers: range) -> Iterator[tuple[Any, dict[str, Any]]]:
         chance = np.random.default_rng(0)
@@ -111,3 +111,5 @@ def test_the_exam_tells_what_followed_from_what_did_not(tmp_path: Path) -> None:
         assert picture.width > 400
     with pytest.raises(ValueError, match="two or more"):
         StreetExam(film=Flights(1)).run(Stage(), 0, tmp_path, Training())
+    with pytest.raises(ValueError, match="no episodes for val"):
+        StreetExam(film=Flights(), split="val").run(Stage(), 0, tmp_path, Training())

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures with a bright square in one of three corners, and a shard of them."""
     root = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
-    for part, count in (("train", 120), ("t10k", 60)):
+    for part, count in (("train", 140), ("t10k", 60)):
         labels = generator.integers(0, CLASSES, count).astype(np.uint8)
         pictures = generator.integers(0, 100, (count, SIDE, SIDE), np.uint8)
         for picture, label in zip(pictures, labels, strict=True):
@@ -83,9 +83,11 @@ def test_what_is_there_is_read_and_the_encoder_stays(folder: Path, tmp_path: Pat
     assert float(fit.callback_metrics["val/accuracy"]) > 0.95
     for now, then in zip(stage.encoder.parameters(), before, strict=True):
         assert torch.equal(now, then)
-    exam = LabelExam(source=IdxPictures(str(folder), 20))
+    exam = LabelExam(source=IdxPictures(str(folder), 20), split="val")
     metrics = exam.run(stage, 0, tmp_path / "exam", Training())
     assert metrics["linear_probe"] == pytest.approx(float(fit.callback_metrics["val/accuracy"]))
+    assert LabelExam(source=exam.source).run(stage, 0, tmp_path / "test", Training())["linear_probe"] > 0.95
+    assert load(tmp_path / "test" / "seed_0.json").metrics["linear_probe"].n == 60
     assert set(load(tmp_path / "exam" / "seed_0.json").tables["classes"]) == {"0", "1", "2"}
     with Image.open(tmp_path / "exam" / "figures" / "neighbours.png") as picture:
         assert picture.width > 300

@@ -113,6 +113,10 @@ def test_any_order_any_processes_the_same_clips(tmp_path: Path, monkeypatch: pyt
     source = video.VideoClips(str(tmp_path / "clips/*.mp4"), steps=3, val_share=0.3, crop=True)
     assert numbers(next(source.episodes("train", range(9, 10)))[0]) == [4, 5, 6, 7]
     assert source.count("val") == 3 + 4
+    parted = video.VideoClips(str(tmp_path / "clips/*.mp4"), steps=3, val_share=0.3, test_share=0.2)
+    assert [parted.count(split) for split in ("train", "val", "test")] == [5 + 1 + 8, 3 + 4, 2 + 3]
+    last = [meta["first_frame"] for _, meta in parted.episodes("test", range(5))]
+    assert last == [32, 36, 48, 52, 56]  # nothing after a test's clips is trained on
 
 
 def test_pictures_are_squeezed_or_cropped_coloured_or_grey(tmp_path: Path) -> None:

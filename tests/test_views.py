@@ -124,9 +124,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_labelled_pictures_become_shards_and_come_back(folder: Path) -> None:
-    source = IdxPictures(str(folder), pictures_per_episode=10)
+    """The last of the training file are to look for a recipe with; the test file is not even packed."""
+    source = IdxPictures(str(folder), pictures_per_episode=10, val_share=0.2)
     manifests = SourceCollection(source, str(folder / "shards"), episodes_per_shard=2).run()
-    assert (manifests["train"].episodes, manifests["val"].episodes) == (3, 1)
+    assert (manifests["train"].episodes, manifests["val"].episodes) == (2, 1)
     data = EpisodeData(
         root=str(folder / "shards"),
         levels=[{"length": 1, "stride": 1}],
@@ -137,8 +138,9 @@ def test_labelled_pictures_become_shards_and_come_back(folder: Path) -> None:
     )
     data.setup("fit")
     seen = [(int(c), bytes(p.numpy())) for b in data.val_dataloader() for c, p in zip(*_kept(b[0]), strict=True)]
-    labels, held_out = load(folder / "t10k-labels-idx1-ubyte"), load(folder / "t10k-images-idx3-ubyte.gz")
-    assert sorted(seen) == sorted((int(c), p.tobytes()) for c, p in zip(labels, held_out, strict=True))
+    labels, held_out = load(folder / "train-labels-idx1-ubyte"), load(folder / "train-images-idx3-ubyte.gz")
+    assert sorted(seen) == sorted((int(c), p.tobytes()) for c, p in zip(labels[20:], held_out[20:], strict=True))
+    assert np.array_equal(source.pictures["test"], load(folder / "t10k-images-idx3-ubyte.gz"))
 
 
 def _kept(one: Window) -> tuple[Tensor, Tensor]:
@@ -146,6 +148,8 @@ def _kept(one: Window) -> tuple[Tensor, Tensor]:
 
 
 def test_damaged_files_are_told(folder: Path) -> None:
+    with pytest.raises(ValueError, match="val_share=1"):
+        IdxPictures(str(folder), val_share=1)
     with pytest.raises(ValueError, match="dataset-fashion-mnist"):
         IdxPictures(str(folder / "nowhere"))
     (folder / "train-labels-idx1-ubyte").write_bytes(b"PK\x03\x04 something else")

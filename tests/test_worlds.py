@@ -146,6 +146,13 @@ def test_the_committed_tasks_are_those_of_their_seed(name: str, tmp_path: Path) 
     assert (tmp_path / "again.json").read_bytes() == (FOLDER / f"{name}.json").read_bytes()
 
 
+def test_tasks_by_which_a_recipe_was_chosen_are_left_out() -> None:
+    rest = load_tasks(skip=290)
+    assert torch.equal(rest.starts, load_tasks().starts[290:])
+    with pytest.raises(ValueError, match="two_rooms.json has 300 tasks"):
+        load_tasks(skip=300)
+
+
 def test_an_unknown_list_of_tasks_is_named() -> None:
     with pytest.raises(ValueError, match=r"'three_rooms'; choose one of: hazards, .*, two_rooms"):
         load_tasks("three_rooms")

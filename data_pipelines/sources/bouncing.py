@@ -21,7 +21,7 @@ from data_pipelines.schema import Episode, Manifest, episode_of
 from data_pipelines.source import add_options, chance_of, pack_given
 from data_pipelines.sources.idx import IdxPictures
 
-HELD_OUT = 5  # every fifth of the library's pictures is for validation alone
+HELD_OUT = 5  # of so many of the library's digits one is held out
 
 
 class Labelled(Protocol):
@@ -58,6 +58,7 @@ class BouncingPictures:
     Args:
         train: episodes to train on.
         val: episodes of things held out.
+        test: episodes of other things held out, which are for an exam alone.
         things: D, how many fly in each episode.
         side: pixels along each side of a picture.
         zoom: pixels of the picture for each of a thing's.
@@ -76,6 +77,7 @@ class BouncingPictures:
         self,
         train: int = 2000,
         val: int = 200,
+        test: int = 0,
         things: int = 1,
         side: int = 64,
         zoom: int = 2,
@@ -96,7 +98,7 @@ class BouncingPictures:
                 "at least one thing, zoom and step, and speeds above 0 that are less than the room of a thing, "
                 f"{side} - {self.size} pixels"
             )
-        self.counts = {"train": train, "val": val}
+        self.counts = {"train": train, "val": val, "test": test}
         self.things, self.side, self.zoom, self.steps = things, side, zoom, steps
         self.slowest, self.fastest, self.bounce, self.seed = slowest, fastest, bounce, seed
         names = ("things", "side", "zoom", "steps", "slowest", "fastest", "bounce", "seed")
@@ -211,18 +213,21 @@ class BouncingPictures:
 
 
 class Digits:
-    """Scikit-learn's 1797 digits of 8 x 8 pixels."""
+    """Scikit-learn's 1797 digits of 8 x 8 pixels: eight of ten to train on, one for "val", one for "test"."""
 
-    settings: Mapping[str, Any] = {"source": "scikit-learn's digits"}
+    settings: Mapping[str, Any] = {"source": "scikit-learn's digits", "held out": "a tenth for val, a tenth for test"}
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
 
         found = load_digits()
-        held_out = np.arange(len(found.target)) % HELD_OUT == 0
-        kept = {"train": ~held_out, "val": held_out}
-        self.pictures = {s: (found.images[some] * (255 / 16)).round().astype(np.uint8) for s, some in kept.items()}
-        self.labels = {split: found.target[some] for split, some in kept.items()}
+        self.pictures: dict[str, NDArray[np.uint8]] = {}
+        self.labels: dict[str, NDArray[np.int64]] = {}
+        numbers = np.arange(len(found.target))
+        held_out, odd = numbers % HELD_OUT == 0, numbers // (2 * HELD_OUT) % 2 == 1
+        for split, kept in {"train": ~held_out, "val": held_out & odd, "test": held_out & ~odd}.items():
+            self.pictures[split] = (found.images[kept] * (255 / 16)).round().astype(np.uint8)
+            self.labels[split] = found.target[kept]
 
 
 def packed(given: argparse.Namespace) -> dict[str, Manifest]:

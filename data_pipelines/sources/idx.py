@@ -46,25 +46,32 @@ def load(path: Path) -> NDArray[np.uint8]:
 
 
 class IdxPictures:
-    """Pictures and their classes.
+    """Pictures and their classes: the last of the training file are held out for "val", the other file is "test".
 
     Args:
         folder: with `train-` and `t10k-` files of images and labels, with or without `.gz`.
         pictures_per_episode: what is left over at the end of a file makes a shorter episode.
         source: what the data set is called.
+        val_share: of the training file.
 
     Raises:
-        ValueError: if a file is missing, damaged, or pictures and labels are not equally many.
+        ValueError: if a file is missing, damaged, or pictures and labels are not equally many, or a share is
+            impossible.
     """
 
     body_names: tuple[str, ...] = ()
     energy_names: tuple[str, ...] = ()
     truth_names: tuple[str, ...] = ("class",)
-    parts = {"train": "train", "val": "t10k"}
+    parts = {"train": "train", "test": "t10k"}
 
-    def __init__(self, folder: str, pictures_per_episode: int = 100, source: str = "idx pictures") -> None:
-        if pictures_per_episode < 1:
-            raise ValueError(f"pictures_per_episode={pictures_per_episode}: give at least 1")
+    def __init__(
+        self, folder: str, pictures_per_episode: int = 100, source: str = "idx pictures", val_share: float = 0.1
+    ) -> None:
+        if pictures_per_episode < 1 or not 0 < val_share < 1:
+            raise ValueError(
+                f"pictures_per_episode={pictures_per_episode}, val_share={val_share}: give at least 1, and a share "
+                "between 0 and 1"
+            )
         self.each = pictures_per_episode
         self.pictures, self.labels = {}, {}
         for split, part in self.parts.items():
@@ -73,7 +80,10 @@ class IdxPictures:
             shapes = self.pictures[split].shape, self.labels[split].shape
             if len(shapes[0]) != 3 or shapes[1] != shapes[0][:1]:
                 raise ValueError(f"{folder} holds pictures {shapes[0]} and labels {shapes[1]}: one label for each")
-        self.settings = {"source": source, "pictures_per_episode": pictures_per_episode}
+        kept = math.floor((1 - val_share) * len(self.labels["train"]))
+        for arrays in (self.pictures, self.labels):
+            arrays["train"], arrays["val"] = arrays["train"][:kept], arrays["train"][kept:]
+        self.settings = {"source": source, "pictures_per_episode": pictures_per_episode, "val_share": val_share}
 
     def count(self, split: str) -> int:
         """How many episodes a split has."""

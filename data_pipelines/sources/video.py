@@ -35,6 +35,7 @@ class VideoClips:
         train: pattern of the files to train on.
         val: pattern of the files to validate on; without it, the last clips of each video of `train` are for that.
         val_share: of a video's clips, for validation; at least one, but never a video's only one.
+        test_share: of a video's clips, its last, for an exam alone: "test".
         steps: T, of a clip.
         every: of so many frames one is taken.
         side: pixels along each side of a picture.
@@ -50,16 +51,17 @@ class VideoClips:
         train: str,
         val: str | None = None,
         val_share: float = 0.1,
+        test_share: float = 0.0,
         steps: int = 39,
         every: int = 1,
         side: int = 64,
         crop: bool = False,
         grey: bool = False,
     ) -> None:
-        if min(steps, every, side) < 1 or not 0 < val_share < 1:
+        if min(steps, every, side) < 1 or not 0 < val_share < 1 or not 0 <= test_share < 1 - val_share:
             raise ValueError(
-                f"steps={steps}, every={every}, side={side}, val_share={val_share}: give at least 1 of each, "
-                "and a share between 0 and 1"
+                f"steps={steps}, every={every}, side={side}, val_share={val_share}, test_share={test_share}: give at "
+                "least 1 of each, and shares above 0 that leave some clips to train on; none for a test is allowed"
             )
         self.steps, self.every, self.side, self.crop, self.grey = steps, every, side, crop, grey
         self.body_names, self.energy_names, self.truth_names = (), (), ()
@@ -69,18 +71,20 @@ class VideoClips:
                 f"{min(both)} is in both splits. Without --val, the last part of each video is for validation"
             )
         frames = {path: len(_index(path).times) for split in SPLITS for path in files[split]}
-        self.clips: dict[str, list[tuple[Path, range]]] = {split: [] for split in SPLITS}
+        self.clips: dict[str, list[tuple[Path, range]]] = {split: [] for split in (*SPLITS, "test")}
         self.dropped = 0  # frames at the ends of videos
         for split in SPLITS:
             for path in files[split]:
                 # The last clip needs no frames after its last one.
                 clips = range((frames[path] + every - 1) // self._span)
-                held_out = 0 if val else min(max(1, round(val_share * len(clips))), max(0, len(clips) - 1))
-                kept = len(clips) - held_out
                 self.dropped += max(0, frames[path] - len(clips) * self._span)
-                self.clips[split].append((path, clips[:kept]))
-                if held_out:
-                    self.clips["val"].append((path, clips[kept:]))
+                known = len(clips) - (round(test_share * len(clips)) if split == "train" else 0)
+                held_out = 0 if val else min(max(1, round(val_share * len(clips))), max(0, known - 1))
+                kept = known - held_out
+                parts = {split: clips[:kept], "val": clips[kept:known], "test": clips[known:]}
+                for part, some in parts.items():
+                    if some or part == split:
+                        self.clips[part].append((path, some))
         for split in SPLITS:
             if not self.count(split):
                 raise ValueError(
@@ -91,7 +95,8 @@ class VideoClips:
         shown = {split: [[path.name, frames[path]] for path in files[split]] for split in SPLITS}
         names = ("steps", "every", "side", "crop", "grey")
         numbers = {name: getattr(self, name) for name in names}
-        self.settings = {"source": "video", "files": shown, "val_share": None if val else val_share, **numbers}
+        shares = {"val_share": None if val else val_share, "test_share": test_share}
+        self.settings = {"source": "video", "files": shown, **shares, **numbers}
 
     @property
     def _span(self) -> int:

@@ -73,17 +73,24 @@ def write_tasks(tasks: Tasks, path: Path) -> None:
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
-def load_tasks(name: str = "two_rooms") -> Tasks:
+def load_tasks(name: str = "two_rooms", skip: int = 0) -> Tasks:
     """Read a committed list: layouts int64 [N], starts and goals float32 [N, 2] in pixels.
 
+    Args:
+        name: of the list.
+        skip: tasks at its beginning to leave out, by which a recipe was chosen.
+
     Raises:
-        ValueError: if there is no such list.
+        ValueError: if there is no such list, or nothing of it would be left.
     """
     path = FOLDER / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
         raise ValueError(f"no list of tasks is called {name!r}; choose one of: {known}")
     rows = json.loads(path.read_text(encoding="utf-8"))
+    if not 0 <= skip < len(rows):
+        raise ValueError(f"skip={skip}: {path.name} has {len(rows)} tasks")
+    rows = rows[skip:]
     return Tasks(
         torch.tensor([row["layout"] for row in rows]),
         torch.tensor([row["start"] for row in rows]),

@@ -56,6 +56,7 @@ class CompletionExam:
     Args:
         scenes: clips with continuations that did and did not happen.
         clips: N, of held-out digits.
+        split: whose digits.
         context: h, frames seen.
         horizon: H, frames that follow.
         samples: futures drawn where the model has a latent variable.
@@ -70,6 +71,7 @@ class CompletionExam:
         *,
         scenes: Scenes,
         clips: int = 400,
+        split: str = "test",
         context: int = 3,
         horizon: int = 8,
         samples: int = 16,
@@ -80,11 +82,11 @@ class CompletionExam:
         name: str = "bouncing_digits",
         note: str | None = None,
     ) -> None:
-        self.scenes = scenes
+        self.scenes, self.split = scenes, split
         self.clips, self.context, self.horizon, self.samples = clips, context, horizon, samples
         self.probed, self.probe_steps, self.hidden = probed, probe_steps, hidden
         protocol = {
-            "clips": clips,
+            "clips": f"{clips} of {split}",
             "seen": f"{context} frames, of digits never trained on; {horizon} follow",
             "location map": f"average precision over {PLACES} x {PLACES} places, mean over the frames that follow",
             "readout": f"two convolutions of 3 x 3, {hidden} channels between them, fitted to encoded frames",
@@ -99,7 +101,7 @@ class CompletionExam:
         watcher = Watcher(stage.jepa)
         torch.manual_seed(seed)
         places, linear = self._readouts(watcher)
-        clips = self.scenes.clips("val", self.clips, self.context, self.horizon)
+        clips = self.scenes.clips(self.split, self.clips, self.context, self.horizon)
         seen = watcher.states(clips.seen)
         futures = {"true": clips.true, **clips.wrong}
         states = {name: watcher.states(frames) for name, frames in futures.items()}

@@ -54,7 +54,7 @@ class LabelExam:
         self,
         *,
         source: LabelledPictures,
-        split: str = "val",
+        split: str = "test",
         shown: int = 8,
         targets: Mapping[str, Mapping[str, Any]] | None = None,
         name: str = "fashion",
@@ -62,7 +62,7 @@ class LabelExam:
     ) -> None:
         self.source, self.split, self.shown = source, split, shown
         protocol = {
-            "pictures": len(source.labels[split]),
+            "pictures": f"{len(source.labels[split])} of {split}",
             "probe": "linear, on frozen standardised states",
             "intervals": "95 %: Wilson",
         }

@@ -51,6 +51,7 @@ class MovingExam:
         horizon: H, frames that follow.
         fitted: training episodes that the readout is fitted to.
         clips: N, of held-out episodes.
+        split: whose episodes.
         updates: of the readout.
         targets, name, note: see `TwoRoomsExam`.
     """
@@ -65,16 +66,17 @@ class MovingExam:
         horizon: int = 8,
         fitted: int = 2000,
         clips: int = 1000,
+        split: str = "test",
         updates: int = 1000,
         targets: Mapping[str, Mapping[str, Any]] | None = None,
         name: str = "moving_garments",
         note: str | None = None,
     ) -> None:
         self.film, self.column, self.classes = film, film.truth_names.index(label), classes
-        self.context, self.horizon = context, horizon
+        self.context, self.horizon, self.split = context, horizon, split
         self.fitted, self.clips, self.updates = fitted, clips, updates
         protocol = {
-            "clips": f"{clips} of things never trained on; {context} frames are seen, {horizon} predicted",
+            "clips": f"{clips} of {split}, of things never trained on; {context} frames are seen, {horizon} predicted",
             "readout": "linear, on mean and maximum of each channel, fitted to encoded frames",
             "intervals": "95 %: Wilson",
         }
@@ -90,7 +92,7 @@ class MovingExam:
         states = pooled(watcher.states(frames[:, -1:]), shape)[:, 0]
         pixels = torch.from_numpy(frames[:, -1]).flatten(1).float()
         read, read_pixels = (self._readout(features, labels) for features in (states, pixels))
-        frames, labels = self._film("val", self.clips)
+        frames, labels = self._film(self.split, self.clips)
         seen = watcher.states(frames[:, : self.context])
         ahead = watcher.predicted(seen, self.horizon)
         encoded = watcher.states(frames[:, self.context :])

@@ -44,28 +44,30 @@ class StreetExam:
     """Ranks what followed against what did not, at every moment of held-out minutes, for one seed.
 
     Args:
-        film: whose split "val" is measured.
+        film: of which a part was never trained on.
+        split: that part.
         context: h, frames known.
         horizon: H, frames that follow.
         targets, name, note: see `TwoRoomsExam`.
 
     Raises:
-        ValueError: where it runs, if there are fewer than two episodes, or they are too short.
+        ValueError: where it runs, if there are fewer than two episodes of the split, or they are too short.
     """
 
     def __init__(
         self,
         *,
         film: Film,
+        split: str = "test",
         context: int = 3,
         horizon: int = 5,
         targets: Mapping[str, Mapping[str, Any]] | None = None,
         name: str = "street",
         note: str | None = None,
     ) -> None:
-        self.film, self.context, self.horizon = film, context, horizon
+        self.film, self.split, self.context, self.horizon = film, split, context, horizon
         protocol = {
-            "moments": "every frame of the film's last part, which was never trained on",
+            "moments": f"every frame of the film's part {split}, which was never trained on",
             "continuations": f"{horizon} frames after {context} that are known",
             "elsewhere": "what follows a moment of another part of those minutes",
             "intervals": "95 %: Student's t over seeds",
@@ -77,7 +79,10 @@ class StreetExam:
         stage.to(torch.device("cpu"))
         stage.eval()
         watcher = Watcher(stage.jepa)
-        films = np.stack([e.observations for e, _ in self.film.episodes("val", range(self.film.count("val")))])
+        count = self.film.count(self.split)
+        if not count:
+            raise ValueError(f"no episodes for {self.split}: keep some, such as collection.source.test_share=0.25")
+        films = np.stack([e.observations for e, _ in self.film.episodes(self.split, range(count))])
         if len(films) < 2 or films.shape[1] < self.context + self.horizon:
             raise ValueError(
                 f"{len(films)} held-out episode(s) of {films.shape[1]} frames: give two or more, of "

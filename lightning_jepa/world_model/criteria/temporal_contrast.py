@@ -25,11 +25,12 @@ class TemporalContrast(nn.Module):
 
     Args:
         metric: v = metric(s), from states [..., D] to [..., E].
+        apart: learn distances between states that others make; no gradient reaches these.
     """
 
-    def __init__(self, metric: nn.Module) -> None:
+    def __init__(self, metric: nn.Module, apart: bool = False) -> None:
         super().__init__()
-        self.metric = metric
+        self.metric, self.apart = metric, apart
 
     def forward(self, states: Tensor, stride: int) -> dict[str, Tensor]:
         """States [B, T, D] of frames `stride` steps apart -> the term "contrast".
@@ -42,7 +43,7 @@ class TemporalContrast(nn.Module):
             raise ValueError(
                 f"windows of {times} states: a contrast over time needs at least 3; raise data.levels' length"
             )
-        v = self.metric(states).float()
+        v = self.metric(states.detach() if self.apart else states).float()
         energy = torch.cdist(v, v).square() / stride
         energy = energy + torch.diag(torch.full((times,), torch.inf, device=v.device))  # itself is no answer
         later = torch.arange(1, times, device=v.device).expand(len(v), -1).flatten()
