@@ -26,16 +26,17 @@ class Encoder(Protocol):
 
 
 class Predictor(Protocol):
-    """One causal prediction step, s[t+1] = Pred(s[t], a[t]) (paper section 4.4).
+    """One prediction step, s[t+1] = Pred(s[t], a[t]) (paper section 4.4).
 
-    Takes a history of states and the action taken in each of them, and returns the successor of each. A Markov
-    predictor has `history == 1` and treats every leading axis alike; one with memory may look back `history` steps.
+    Takes successive states and the action taken in each of them, and returns what follows the last one. A predictor may
+    look back `history` steps; a Markov one has `history == 1`. The axes before are those of a batch. Where they are
+    broadcast, as for many actions in the same state, what depends on the state alone need be worked out only once.
     """
 
     history: int
 
     def __call__(self, s: Tensor, a: Tensor) -> Tensor:
-        """[..., T, D], [..., T, A] -> [..., T, D]."""
+        """[..., T, D], [..., T, A] -> [..., D]."""
         ...
 
 

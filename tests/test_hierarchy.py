@@ -89,8 +89,8 @@ def test_a_level_is_a_jepa_over_the_states_below() -> None:
     s, actions = torch.randn(4, model.state_size), torch.randn(4, 6, 2)
     s2 = own.jepa.encoder(s[:, None])[:, 0]
     a2 = own.macro(actions.unflatten(1, (2, 3)))
-    one = own.jepa.predictor(s2[:, None], a2[:, :1])[:, 0]
-    two = own.jepa.predictor(one[:, None], a2[:, 1:])[:, 0]
+    one = own.jepa.predictor(s2[:, None], a2[:, :1])
+    two = own.jepa.predictor(one[:, None], a2[:, 1:])
     assert torch.allclose(model.predicted(s, actions, 2), torch.stack([one, two], 1), atol=1e-5)
     assert torch.equal(model.predicted(s, actions, 1), model.base.predict(s, actions))
     assert a2.abs().max() <= 1

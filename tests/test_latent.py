@@ -52,7 +52,7 @@ class Shift(nn.Module):
         self.action_size = A + len(effect)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return s + a[..., A:] @ self.effect
+        return s[..., -1, :] + a[..., -1, A:] @ self.effect
 
 
 def world_model(latent: Any, predictor: Any = None) -> LatentJEPA:

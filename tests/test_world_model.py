@@ -57,7 +57,7 @@ class Adds(nn.Module):
     history, state_size, action_size = 1, 2, 2
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        return s + a
+        return s[..., -1, :] + a[..., -1, :]
 
 
 @pytest.fixture(params=PREDICTORS)
@@ -71,21 +71,27 @@ def jepa(predictor: nn.Module) -> JEPA:
     return JEPA(Identity(18), predictor, action_scale=2.0, rollout_block=4)
 
 
-def test_predictor_keeps_shapes(predictor: nn.Module) -> None:
+def test_one_state_follows_the_last(predictor: nn.Module) -> None:
     for leading in ((), (2,), (2, 3)):
         s, a = torch.randn(*leading, 3, 18), torch.randn(*leading, 3, 2)
-        assert predictor(s, a).shape == s.shape
+        assert predictor(s, a).shape == (*leading, 18)
 
 
-def test_no_prediction_depends_on_the_future(predictor: nn.Module) -> None:
-    """s~[t+1] is a function of s[..t] and a[..t] alone, and does depend on a[t]."""
+def test_many_actions_in_the_same_state(predictor: nn.Module) -> None:
+    """Pred(s, a_k) for all k at once is Pred(s, a_k) for each: axes before time are broadcast."""
+    s, a = torch.randn(4, 2, 18), torch.randn(4, 5, 2, 2)
+    each = torch.stack([predictor(s, a[:, k]) for k in range(5)], 1)
+    torch.testing.assert_close(predictor(s[:, None], a), each, atol=1e-5, rtol=1e-4)
+
+
+def test_what_follows_depends_on_the_last_action_and_on_what_was_before_if_there_is_memory(
+    predictor: nn.Module,
+) -> None:
     s, a = torch.randn(2, 3, 18, requires_grad=True), torch.randn(2, 3, 2, requires_grad=True)
-    grad_s, grad_a = torch.autograd.grad((predictor(s, a)[:, 1] * torch.randn(18)).sum(), (s, a))
-    assert grad_s[:, 2:].abs().max() == 0
-    assert grad_a[:, 2:].abs().max() == 0
-    assert (grad_a[:, 1].abs().sum(-1) > 0).all()
-    looks_back = grad_a[:, 0].abs().max() > 0
-    assert looks_back == (predictor.history > 1)
+    grad_s, grad_a = torch.autograd.grad((predictor(s, a) * torch.randn(18)).sum(), (s, a))
+    assert (grad_a[:, -1].abs().sum(-1) > 0).all()
+    for before in (grad_s[:, 0], grad_a[:, 0]):
+        assert bool(before.abs().max() > 0) == (predictor.history > 1)
 
 
 def test_every_weight_is_trained(predictor: nn.Module) -> None:
@@ -98,7 +104,7 @@ def test_every_weight_is_trained(predictor: nn.Module) -> None:
 def test_nothing_changes_before_training(name: str) -> None:
     """s + f(s, a) with f = 0."""
     s = torch.randn(2, 3, 18)
-    assert torch.equal(PREDICTORS[name]()(s, torch.randn(2, 3, 2)), s)
+    assert torch.equal(PREDICTORS[name]()(s, torch.randn(2, 3, 2)), s[:, -1])
 
 
 @pytest.mark.parametrize("mixing", [1, 3])
@@ -107,8 +113,8 @@ def test_convolutional_physics_is_the_same_everywhere(mixing: int) -> None:
     predictor = stir(ConvPredictor((3, 15, 15), 2, hidden=8, depth=2, mixing=mixing))
     s, a = torch.randn(4, 1, 3, 15, 15), torch.randn(4, 1, 2)
     moved = s.roll((1, 2), (-2, -1))
-    after = predictor(s.flatten(2), a).view_as(s).roll((1, 2), (-2, -1))
-    after_moved = predictor(moved.flatten(2), a).view_as(s)
+    after = predictor(s.flatten(2), a).view_as(s[:, 0]).roll((1, 2), (-2, -1))
+    after_moved = predictor(moved.flatten(2), a).view_as(s[:, 0])
     inner = (..., slice(5, 10), slice(5, 10))
     torch.testing.assert_close(after[inner], after_moved[inner], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(after, after_moved)
@@ -130,7 +136,7 @@ def test_residual_sum_keeps_its_precision_under_autocast() -> None:
     predictor = ConvPredictor((2, 3, 3), 2, hidden=8)
     s = torch.full((1, 1, 18), 1.0 + 2**-20)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(predictor(s, torch.randn(1, 1, 2)), s)
+        assert torch.equal(predictor(s, torch.randn(1, 1, 2)), s[:, 0])
 
 
 def test_prediction_is_repeated_single_steps(jepa: JEPA) -> None:
@@ -140,7 +146,7 @@ def test_prediction_is_repeated_single_steps(jepa: JEPA) -> None:
     for t in range(5):
         first = max(0, t + 1 - jepa.predictor.history)
         context = torch.stack(states[first : t + 1], 1)
-        states.append(jepa.predictor(context, actions[:, first : t + 1] / 2.0)[:, -1])
+        states.append(jepa.predictor(context, actions[:, first : t + 1] / 2.0))
     torch.testing.assert_close(jepa.predict(s, actions), torch.stack(states[1:], 1), atol=1e-5, rtol=1e-4)
 
 

@@ -64,19 +64,22 @@ class ConvPredictor(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        """[..., T, D], [..., T, A] -> [..., T, D]."""
-        looked_at = s
-        if self.history > 1:  # [..., T, h D]: the present state first
-            times = torch.arange(s.shape[-2], device=s.device)
-            before = [(times - back).clamp_min(0) for back in range(self.history)]
-            looked_at = torch.cat([s.index_select(-2, index) for index in before], -1)
+        """[..., T, D], [..., T, A] -> [..., D]."""
+        now, done = s[..., -1, :], a[..., -1, :]
+        times = torch.arange(s.shape[-2] - 1, s.shape[-2] - 1 - self.history, -1, device=s.device).clamp_min(0)
+        looked_at = s.index_select(-2, times)  # the present state first
+        leading = torch.broadcast_shapes(now.shape[:-1], done.shape[:-1])
         maps = looked_at.reshape(-1, self.history * self.map_shape[0], *self.map_shape[1:]).contiguous(
             memory_format=torch.channels_last
         )
-        done = a.flatten(0, -2) if self.action_size else maps.new_ones(len(maps), 1)  # who only watches does nothing
-        modulation = self.action(done)[:, :, None, None].chunk(2 * (1 + len(self.middle)), 1)
+        if not self.action_size:  # who only watches does nothing
+            done = maps.new_ones(*leading, 1)
+        modulation = self.action(done).expand(*leading, -1)[..., None, None].chunk(2 * (1 + len(self.middle)), -3)
         # Channels side by side and ReLU in place: on CPU that is worth more than any trick with the convolutions.
-        x = maps
-        for layer, scale, shift in zip((self.first, *self.middle), modulation[::2], modulation[1::2], strict=True):
+        x = self.first(maps)
+        x = x.view(*now.shape[:-1], *x.shape[1:])  # once for all actions in the same state
+        x = torch.addcmul(modulation[1], x, 1 + modulation[0]).relu_().reshape(-1, *x.shape[-3:])
+        each = [part.reshape(-1, *part.shape[-3:]) for part in modulation]
+        for layer, scale, shift in zip(self.middle, each[2::2], each[3::2], strict=True):
             x = torch.addcmul(shift, layer(x), 1 + scale).relu_()
-        return s + self.last(x).reshape(s.shape)
+        return now + self.last(x).reshape(*leading, -1)

@@ -122,7 +122,7 @@ class JEPA(nn.Module):
 
     def _step(self, i: int, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The state after the last one of a context, and the control that led there: see `_imagine`."""
-        return self.predictor(context, torch.cat([before, action[:, None]], 1))[:, -1], action
+        return self.predictor(context, torch.cat([before, action[:, None]], 1)), action
 
     def _imagine(self, s: Tensor, actions: Tensor, step: Step) -> Tensor:
         """As `predict`, by `step`: what it chooses beside, such as a latent variable, is part of the control."""

@@ -142,13 +142,16 @@ class LatentJEPA(JEPA):
 
     def _with(self, z: Tensor, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         control = torch.cat([action, z.to(action)], -1)
-        return self.predictor(context, torch.cat([before, control[:, None]], 1))[:, -1], control
+        return self.predictor(context, torch.cat([before, control[:, None]], 1)), control
 
     def _ahead(self, context: Tensor, before: Tensor, action: Tensor) -> Predict:
-        """One step for rows of a batch and any z."""
+        """One step for any z."""
 
-        def predict(rows: Tensor, z: Tensor) -> Tensor:
-            return self._with(z, context[rows], before[rows], action[rows])[0]
+        def predict(z: Tensor) -> Tensor:
+            guesses = z.shape[1]
+            controls = torch.cat([action[:, None].expand(-1, guesses, -1), z.to(action)], -1)[:, :, None]
+            told = torch.cat([before[:, None].expand(-1, guesses, -1, -1), controls], 2)
+            return self.predictor(context[:, None], told)
 
         return predict
 

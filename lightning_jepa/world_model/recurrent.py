@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_jepa.world_model.markov import last
+
 
 class RecurrentPredictor(nn.Module):
     """s[t+1] = LayerNorm(GRU(input = a[t], hidden = s[t])) (paper section 4.4; the cell of EB-JEPA's world model).
@@ -27,6 +29,7 @@ class RecurrentPredictor(nn.Module):
         self.norm = nn.LayerNorm(state_size)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        """[..., T, D], [..., T, A] -> [..., T, D]."""
-        following: Tensor = self.norm(self.cell(a.flatten(0, -2), s.flatten(0, -2)))
+        """[..., T, D], [..., T, A] -> [..., D]."""
+        s, a = last(s, a)
+        following: Tensor = self.norm(self.cell(a.reshape(-1, self.action_size), s.reshape(-1, self.state_size)))
         return following.view(s.shape)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_jepa.world_model.markov import last
+
 
 class ResidualPredictor(nn.Module):
     """s[t+1] = s[t] + f(s[t], a[t]) (paper section 4.4). It starts as "nothing changes".
@@ -39,6 +41,7 @@ class ResidualPredictor(nn.Module):
         self.norm = nn.LayerNorm(state_size) if normalise else nn.Identity()
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        """[..., T, D], [..., T, A] -> [..., T, D]."""
+        """[..., T, D], [..., T, A] -> [..., D]."""
+        s, a = last(s, a)
         following: Tensor = self.norm(s + self.change(torch.cat([s, a], -1)))
         return following

@@ -72,7 +72,7 @@ class TransformerPredictor(nn.Module):
         nn.init.zeros_(self.change.bias)
 
     def forward(self, s: Tensor, a: Tensor) -> Tensor:
-        """[..., T, D], [..., T, A] -> [..., T, D] with T at most h.
+        """[..., T, D], [..., T, A] -> [..., D] with T at most h.
 
         Raises:
             ValueError: if more states are given than it can look back on.
@@ -80,8 +80,9 @@ class TransformerPredictor(nn.Module):
         length = s.shape[-2]
         if length > self.history:
             raise ValueError(f"{length} states for a predictor of history={self.history}: give the last of them")
-        x = self.tokens(s.reshape(-1, length, self.state_size)) + self.times[:length]
-        condition = self.condition(a.reshape(-1, length, self.action_size))
+        leading = torch.broadcast_shapes(s.shape[:-2], a.shape[:-2])
+        tokens, condition = self.tokens(s) + self.times[:length], self.condition(a)
+        x, condition = (part.expand(*leading, -1, -1).reshape(-1, *part.shape[-2:]) for part in (tokens, condition))
         for block in self.blocks:
             x = block(x, condition)
-        return s + self.change(self.norm(x)).view(s.shape)
+        return s[..., -1, :] + self.change(self.norm(x[:, -1])).view(*leading, -1)

@@ -54,21 +54,20 @@ class ContinuousLatent(GaussianLatent):
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By descent from several starts, the best of which counts."""
         count, aim = len(s), s_y.detach()
-        rows = torch.arange(count, device=s.device).repeat(self.starts)
 
         def energy(z: Tensor) -> Tensor:
-            return distance(aim[rows], predict(rows, z)) + self.regulariser(z)
+            return distance(aim[:, None], predict(z)) + self.regulariser(z)
 
         first = torch.randn(self.starts, count, self.size, device=s.device, dtype=s.dtype) * self.spread
         first[0] = 0
-        found = descend(energy, first.flatten(0, 1), self.steps, self.rate)
+        found = descend(energy, first.transpose(0, 1), self.steps, self.rate)
         with torch.no_grad():
-            best = energy(found).view(self.starts, count).argmin(0)
-        z = found.view(self.starts, count, self.size)[best, torch.arange(count, device=s.device)]
-        predicted = predict(rows[:count], z)
+            best = energy(found).argmin(1)
+        z = found[torch.arange(count, device=s.device), best]
+        predicted = predict(z[:, None])[:, 0]
         error = distance(s_y, predicted)
         return Inferred(z, predicted, error, self.regulariser(z), error, {"prior": self.surprise(z, s, a)})
 
     def regulariser(self, z: Tensor) -> Tensor:
-        """R(z), [M, Z] -> [M]."""
+        """R(z), [..., Z] -> [...]."""
         return self.strength * z.square().sum(-1)

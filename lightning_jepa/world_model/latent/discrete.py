@@ -69,8 +69,7 @@ class DiscreteLatent(nn.Module):
                 f"states alone, more than latent.memory_gb={self.memory_gb:g}: lower latent.codes or data.batch_size"
             )
         codes = torch.eye(self.codes, device=s.device, dtype=s.dtype)
-        rows = torch.arange(count, device=s.device).repeat_interleave(self.codes)
-        predicted = predict(rows, codes.repeat(count, 1)).unflatten(0, (count, self.codes))
+        predicted = predict(codes.expand(count, -1, -1))  # [N, K, D]
         error = distance(s_y[:, None], predicted)  # [N, K]
         log_prior = self.logits(s, a).log_softmax(-1)
         regulariser = -self.strength * log_prior.detach()

@@ -1,6 +1,6 @@
 """What it is to infer a latent variable: z = argmin over z of D(s_y, Pred(s_x, a, z)) + R(z) (paper section 4.2).
 
-Legend: N transitions, D state, A action, Z latent, M drawn.
+Legend: N transitions, D state, A action, Z latent, M drawn or guessed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Predict = Callable[[Tensor, Tensor], Tensor]  # (rows [M] of the transitions, z [M, Z]) -> s~_y [M, D]
+Predict = Callable[[Tensor], Tensor]  # M guesses of each transition's z, [N, M, Z] -> s~_y [N, M, D]
 
 
 class Inferred(NamedTuple):
@@ -54,7 +54,7 @@ def distance(s_y: Tensor, predicted: Tensor) -> Tensor:
 
 
 def descend(objective: Callable[[Tensor], Tensor], z: Tensor, steps: int, rate: float) -> Tensor:
-    """Infer z by Adam from where it is: objective [M, Z] -> [M], z [M, Z] -> [M, Z], without gradients to weights.
+    """Infer z by Adam from where it is: objective [..., Z] -> [...], z [..., Z] -> [..., Z], no gradient to weights.
 
     Raises:
         ValueError: if the energy is not finite on the way.

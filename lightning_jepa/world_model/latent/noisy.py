@@ -53,7 +53,6 @@ class NoisyLatent(GaussianLatent):
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By a guess: drawn in training, refined otherwise."""
-        rows = torch.arange(len(s), device=s.device)
         mean, log_std = self.guess(torch.cat([s, a, s_y], -1)).chunk(2, -1)
         std = log_std.clamp(-5, 3).exp()
         expected, spread = self.prior(s, a)
@@ -66,9 +65,9 @@ class NoisyLatent(GaussianLatent):
 
             def energy(z: Tensor) -> Tensor:
                 unlikely = ((z - middle) / width).square().sum(-1) / 2
-                return distance(aim, predict(rows, z)) + self.strength * unlikely
+                return distance(aim, predict(z[:, None])[:, 0]) + self.strength * unlikely
 
             z = descend(energy, mean, self.refinement, self.rate)
-        predicted = predict(rows, z)
+        predicted = predict(z[:, None])[:, 0]
         error = distance(s_y, predicted)
         return Inferred(z.detach(), predicted, error, information, error, {"information": information})

@@ -44,18 +44,18 @@ class SparseLatent(GaussianLatent):
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By FISTA from a small random z: at 0 itself a network may have no slope to tell codes apart."""
-        rows, aim = torch.arange(len(s), device=s.device), s_y.detach()
+        aim = s_y.detach()
         with torch.inference_mode(False), torch.enable_grad():
             z = 0.1 * torch.randn(len(s), self.size, device=s.device, dtype=s.dtype)
             ahead, momentum = z, 1.0
             for _ in range(self.steps):
                 ahead = ahead.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(distance(aim, predict(rows, ahead)).sum(), ahead)
+                (slope,) = torch.autograd.grad(distance(aim, predict(ahead[:, None])[:, 0]).sum(), ahead)
                 moved = ahead.detach() - self.rate * slope
                 shrunk = (moved.sign() * (moved.abs() - self.rate * self.strength).clamp_min(0)).clamp(-1, 1)
                 following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
                 ahead, z, momentum = shrunk + (momentum - 1) / following * (shrunk - z), shrunk, following
-        predicted = predict(rows, z)
+        predicted = predict(z[:, None])[:, 0]
         error = distance(s_y, predicted)
         regulariser = self.strength * z.abs().sum(-1)
         return Inferred(z, predicted, error, regulariser, error, {"prior": self.surprise(z, s, a)})
