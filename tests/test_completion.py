@@ -114,7 +114,7 @@ def test_the_exam_on_a_model_without_training(latent: bool, tmp_path: Path) -> N
     encoder = ConvEncoder(1, SIDE, (8, 8, 8), 8)
     if latent:
         predictor = ConvPredictor((8, 8, 8), 3, hidden=8, history=2)
-        jepa: nn.Module = LatentJEPA(DiscreteLatent(3, 512, 0), encoder, predictor)
+        jepa: nn.Module = LatentJEPA(DiscreteLatent(3, 1024, 0), encoder, predictor)
     else:
         jepa = JEPA(encoder, ConvPredictor((8, 8, 8), 0, hidden=8, history=2))
     exam = CompletionExam(scenes=scenes(), clips=24, horizon=6, samples=2, probed=40, probe_steps=120)

@@ -193,7 +193,7 @@ def test_noise_limits_information() -> None:
 def test_a_history_is_explained_before_what_follows_is_imagined() -> None:
     """With memory, the z of what was seen are part of the predictor's input, each inferred from the next state."""
     torch.manual_seed(0)
-    latent = DiscreteLatent(3, D, A)
+    latent = DiscreteLatent(3, 3 * D, A)
     jepa = world_model(latent, TransformerPredictor(D, A + 3, history=3, width=16, heads=2))
     nn.init.normal_(jepa.predictor.change.weight)
     seen, actions = torch.randn(2, 3, D), torch.randn(2, 6, A)
@@ -203,6 +203,24 @@ def test_a_history_is_explained_before_what_follows_is_imagined() -> None:
     assert found.z.shape == (2, 4, 3)
     first = jepa.complete(seen[:, :1], actions[:, :1], seen[:, 1:2]).z[:, 0]
     assert torch.equal(jepa._controls(seen, actions[:, :2])[:, 0, A:], first)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "noisy"])
+def test_a_prior_knows_as_many_states_as_the_predictor(kind: str) -> None:
+    """p(z | s, a) of a history, which tells how things moved; where less is known, the first state stands for it."""
+    torch.manual_seed(0)
+    latent = DiscreteLatent(3, 3 * D, A) if kind == "discrete" else NoisyLatent(3, 3 * D, A, next_size=D)
+    jepa = world_model(latent, TransformerPredictor(D, A + 3, history=3, width=16, heads=2)).eval()
+    nn.init.normal_(jepa.predictor.change.weight)
+    seen, actions, s_y = torch.randn(4, 3, D), torch.randn(4, 3, A), torch.randn(4, 1, D)
+    z = latent.likeliest(seen.flatten(1), actions[:, -1])
+    controls = torch.cat([jepa._controls(seen, actions[:, :2]), torch.cat([actions[:, 2:], z[:, None]], -1)], 1)
+    torch.testing.assert_close(jepa.predict(seen, actions)[:, 0], jepa.predictor(seen, controls))
+    assert torch.isfinite(jepa.complete(seen, actions, s_y).energy).all()
+    still = seen[:, :1].expand(-1, 3, -1)
+    torch.testing.assert_close(jepa._known(seen[:, :1]), still.flatten(1))
+    with pytest.raises(ValueError, match="set latent.state_size to 9"):
+        world_model(DiscreteLatent(3, D, A), TransformerPredictor(D, A + 3, history=3, width=16, heads=2))
 
 
 def test_scenarios_share_their_luck() -> None:

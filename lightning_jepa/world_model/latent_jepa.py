@@ -44,7 +44,7 @@ class LatentJEPA(JEPA):
         encoder, predictor, action_scale, rollout_block, ego: see `JEPA`.
 
     Raises:
-        ValueError: as `JEPA`, or if the predictor has no room for z.
+        ValueError: as `JEPA`, or if the predictor has no room for z, or z knows more or less than the predictor.
     """
 
     def __init__(
@@ -61,6 +61,11 @@ class LatentJEPA(JEPA):
             raise ValueError(
                 f"the predictor takes actions of {predictor.action_size} numbers, {latent.size} of them for z: set "
                 f"world_model.action_size to the world's action size + {latent.size}"
+            )
+        if latent.state_size != predictor.history * predictor.state_size:
+            raise ValueError(
+                f"the latent variable knows {latent.state_size} numbers, the predictor {predictor.history} state(s) of "
+                f"{predictor.state_size}: set latent.state_size to {predictor.history * predictor.state_size}"
             )
         self.latent = latent
 
@@ -86,7 +91,9 @@ class LatentJEPA(JEPA):
         external, found = s_y[..., : self.external_size], []
 
         def step(i: int, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-            inferred = self.latent.infer(self._ahead(context, before, action), context[:, -1], action, external[:, i])
+            inferred = self.latent.infer(
+                self._ahead(context, before, action), self._known(context), action, external[:, i]
+            )
             found.append(inferred)
             return inferred.predicted, torch.cat([action, inferred.z], -1)
 
@@ -120,14 +127,14 @@ class LatentJEPA(JEPA):
         chance = uniform.to(s).repeat(count, 1, 1)
 
         def step(i: int, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-            return self._with(self.latent.draw(context[:, -1], action, chance[:, i]), context, before, action)
+            return self._with(self.latent.draw(self._known(context), action, chance[:, i]), context, before, action)
 
         states = self._imagine(start, sequences, step)
         return states.view(episodes, candidates, scenarios, horizon, -1)
 
     def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """See `JEPA.outcomes`: one for each z that the latent variable branches over."""
-        z, chances = self.latent.outcomes(s[:, : self.external_size], actions / self.action_scale)
+        z, chances = self.latent.outcomes(self._known(s[:, None, : self.external_size]), actions / self.action_scale)
         chosen = z.flatten(0, 1)
 
         def step(i: int, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +144,13 @@ class LatentJEPA(JEPA):
         states = self._imagine(s.repeat_interleave(count, 0), actions.repeat_interleave(count, 0)[:, None], step)
         return states.view(len(s), count, -1), chances
 
+    def _known(self, context: Tensor) -> Tensor:
+        """What z depends on, of t <= h successive states [N, t, D]: [N, h D], the first standing for those before."""
+        missing = self.predictor.history - context.shape[1]
+        return torch.cat([context[:, :1].expand(-1, missing, -1), context], 1).flatten(1)
+
     def _step(self, i: int, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        return self._with(self.latent.likeliest(context[:, -1], action), context, before, action)
+        return self._with(self.latent.likeliest(self._known(context), action), context, before, action)
 
     def _with(self, z: Tensor, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         control = torch.cat([action, z.to(action)], -1)
@@ -162,6 +174,6 @@ class LatentJEPA(JEPA):
             context = states[:, max(0, t + 1 - self.predictor.history) : t + 1]
             before = controls[:, controls.shape[1] + 1 - context.shape[1] :]
             predict = self._ahead(context, before, actions[:, t])
-            z = self.latent.infer(predict, states[:, t], actions[:, t], states[:, t + 1]).z
+            z = self.latent.infer(predict, self._known(context), actions[:, t], states[:, t + 1]).z
             controls = torch.cat([controls, torch.cat([actions[:, t], z], -1)[:, None]], 1)
         return controls

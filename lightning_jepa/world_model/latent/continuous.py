@@ -20,7 +20,7 @@ class ContinuousLatent(GaussianLatent):
 
     Args:
         size: Z.
-        state_size: D.
+        state_size: D, numbers of what is known: a state, or as many as the predictor looks back on.
         action_size: A.
         strength: of R(z), in the unit of D; 0 for none.
         starts: S, from which z is inferred: 0, then random ones.

@@ -25,7 +25,7 @@ class DiscreteLatent(nn.Module):
 
     Args:
         codes: K.
-        state_size: D.
+        state_size: D, numbers of what is known: a state, or as many as the predictor looks back on.
         action_size: A.
         strength: of the prior in the energy, in the unit of D.
         relaxation: see above.
@@ -56,6 +56,7 @@ class DiscreteLatent(nn.Module):
                 f"least 0 and a relaxation of at least 0 and below 1"
             )
         self.size = self.codes = codes
+        self.state_size = state_size
         self.strength, self.relaxation, self.memory_gb = strength, relaxation, memory_gb
         self.prior = mlp(state_size + action_size, hidden, codes, 1)
 

@@ -20,7 +20,7 @@ class GaussianLatent(nn.Module):
 
     Args:
         size: Z.
-        state_size: D.
+        state_size: D, numbers of what is known.
         action_size: A.
         hidden: width of the network.
     """
@@ -28,6 +28,7 @@ class GaussianLatent(nn.Module):
     def __init__(self, size: int, state_size: int, action_size: int, hidden: int = 128) -> None:
         super().__init__()
         self.size = self.noise = size
+        self.state_size = state_size
         self.network = mlp(state_size + action_size, hidden, 2 * size, 1)
 
     def prior(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,13 +26,17 @@ class Inferred(NamedTuple):
 
 
 class LatentVariable(Protocol):
-    """z, with R(z) or p(z | s, a), and how it is inferred."""
+    """z, with R(z) or p(z | s, a), and how it is inferred.
+
+    s is what is known [N, D]: the last state, or one after the other as many as the predictor looks back on.
+    """
 
     size: int  # Z, numbers that the predictor is given
+    state_size: int  # D
     noise: int  # numbers in [0, 1) from which one z is made
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
-        """Of transitions from s [N, D] by a [N, A] to s_y [N, D]."""
+        """Of transitions from s [N, D] by a [N, A] to a state s_y."""
         ...
 
     def draw(self, s: Tensor, a: Tensor, uniform: Tensor) -> Tensor:

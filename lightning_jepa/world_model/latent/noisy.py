@@ -21,12 +21,13 @@ class NoisyLatent(GaussianLatent):
 
     Args:
         size: Z.
-        state_size: D.
+        state_size: D, numbers of what is known: a state, or as many as the predictor looks back on.
         action_size: A.
         strength: of R, in the unit of D for each nat.
         refinement: steps of descent after the guess, where an energy is asked for.
         rate: of each step.
         hidden: width of the guessing network.
+        next_size: of the state that follows, where it is not D.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -41,6 +42,7 @@ class NoisyLatent(GaussianLatent):
         refinement: int = 5,
         rate: float = 0.1,
         hidden: int = 128,
+        next_size: int | None = None,
     ) -> None:
         if size < 1 or refinement < 0 or not strength > 0 or not rate > 0:
             raise ValueError(
@@ -49,7 +51,7 @@ class NoisyLatent(GaussianLatent):
             )
         super().__init__(size, state_size, action_size)
         self.strength, self.refinement, self.rate = strength, refinement, rate
-        self.guess = mlp(2 * state_size + action_size, hidden, 2 * size, 1)
+        self.guess = mlp(state_size + action_size + (next_size or state_size), hidden, 2 * size, 1)
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By a guess: drawn in training, refined otherwise."""

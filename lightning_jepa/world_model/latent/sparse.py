@@ -21,7 +21,7 @@ class SparseLatent(GaussianLatent):
 
     Args:
         size: Z.
-        state_size: D.
+        state_size: D, numbers of what is known: a state, or as many as the predictor looks back on.
         action_size: A.
         strength: of R(z), in the unit of D.
         steps: of the inference.
