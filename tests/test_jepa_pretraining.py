@@ -59,6 +59,14 @@ def test_all_levels_teach_the_geometry(shards: str) -> None:
 def test_what_the_geometry_refuses() -> None:
     with pytest.raises(ValueError, match="windows of 2 states: a contrast over time needs at least 3"):
         TemporalContrast(nn.Identity())(torch.randn(2, 2, 3), 1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_distances_may_be_read_off_states_that_others_make(apart: bool) -> None:
+    states, metric = torch.randn(2, 5, 3, requires_grad=True), nn.Linear(3, 2)
+    TemporalContrast(metric, apart)(states, 1)["contrast"].backward()
+    assert (states.grad is None) == apart
+    assert metric.weight.grad.abs().sum() > 0
     with pytest.raises(
         ValueError, match=r"states of 7 numbers, .* for 8 and a body of 0: set geometry.metric.state_size"
     ):
