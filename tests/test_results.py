@@ -177,6 +177,14 @@ def test_the_tables_show_values_targets_controls_and_floors():
     assert "7,680" in further
 
 
+def test_an_overview_has_a_row_for_each_file_and_tells_what_was_missed(tmp_path):
+    save(made(), tmp_path / "two_rooms.json")
+    save(replace(made(), targets={}), tmp_path / "without_targets.json")
+    assert tables.refresh("<!-- results:all -->\n<!-- /results:all -->", tmp_path).splitlines()[3:-1] == [
+        "| `two_rooms` | 1 | `mode2_success` 0.97 | `rollout_error_px_16` 1.3 (<= 1.0) |"
+    ]
+
+
 def test_pages_are_filled_between_their_marks_and_twice_is_once(tmp_path):
     blocks = (
         "<!-- results:two_rooms -->\nold\n<!-- /results:two_rooms -->",

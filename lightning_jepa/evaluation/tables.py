@@ -1,7 +1,8 @@
 """The tables of README and docs, made from the results files: `python -m lightning_jepa.evaluation.tables`.
 
 Replaces what stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->` by the main tables of
-results/NAME.json, and between `<!-- results:NAME:TABLE -->` and its end by one of its further tables.
+results/NAME.json, and between `<!-- results:NAME:TABLE -->` and its end by one of its further tables. In a block of the
+name `all` is a row for each results file.
 """
 
 from __future__ import annotations
@@ -78,6 +79,28 @@ def report(results: Results) -> str:
     return summary(results) + (f"\n\n{further_table(results, 'arms')}" if "arms" in results.tables else "")
 
 
+def overview(folder: Path) -> str:
+    """What has a target, in all results files of a folder, a row for each file."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        results = load(path)
+        aimed = {
+            key: (number(figure.value), _wanted(figure.value, results.targets.get(key, {})))
+            for key, figure in results.metrics.items()
+        }
+        reached, missed = (
+            [
+                f"`{key}` {shown}" + ("" if met else f" ({wanted[0][0]})")
+                for key, (shown, wanted) in aimed.items()
+                if wanted and all(fits for _, fits in wanted) == met
+            ]
+            for met in (True, False)
+        )
+        if reached or missed:
+            rows.append(f"`{path.stem}` | {len(results.seeds)} | {', '.join(reached)} | {', '.join(missed)}")
+    return _table("experiment | seeds | targets met | missed", rows) + "\n"
+
+
 def refresh(text: str, folder: Path) -> str:
     """The text with each marked block filled from its results file; blocks without a file stay as they are.
 
@@ -87,6 +110,8 @@ def refresh(text: str, folder: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name, _, table = match["mark"].partition(":")
+        if name == "all":
+            return f"{match[1]}{overview(folder)}{match.groups()[-1]}"
         path = folder / f"{name}.json"
         if not path.exists():
             return match[0]
@@ -115,12 +140,17 @@ def _cost_row(results: Results, key: str) -> str:
 
 
 def _target(value: float, target: dict[str, Any]) -> str:
+    return ", ".join(f"{text} ({'met' if met else 'missed'})" for text, met in _wanted(value, target))
+
+
+def _wanted(value: float, target: dict[str, Any]) -> list[tuple[str, bool]]:
+    """What is aimed at, and whether it is met."""
     wanted = []
     if "at_least" in target:
         wanted.append((f">= {target['at_least']}", value >= float(target["at_least"])))
     if "at_most" in target:
         wanted.append((f"<= {target['at_most']}", value <= float(target["at_most"])))
-    return ", ".join(f"{text} ({'met' if met else 'missed'})" for text, met in wanted)
+    return wanted
 
 
 def _row(name: str, figures: Rows, columns: list[str]) -> str:
