@@ -168,6 +168,7 @@ def test_what_cannot_be_cut_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refused("no clips for val", "short.mkv", "--steps", 8)
     refused("good.mp4 is in both splits. Without --val", "good.mp4", "--val", tmp_path / "g*.mp4")
     refused("val_share=1.0", "good.mp4", "--val-share", 1)
+    refused("test_share=0.9", "good.mp4", "--test-share", 0.9)
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def _there(folder: Path, name: str) -> Path:
 
 def packed(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack them."""
-    return pack_given(IdxPictures(given.folder, given.pictures_per_episode), given)
+    return pack_given(IdxPictures(given.folder, given.pictures_per_episode, val_share=given.val_share), given)
 
 
 def main() -> None:
@@ -117,6 +117,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="with the four files")
     parser.add_argument("--pictures-per-episode", type=int, default=100, metavar="N", help="pictures in an episode")
+    parser.add_argument("--val-share", type=float, default=0.1, metavar="SHARE", help="of the training file, its last")
     run(packed, parser)
 
 

@@ -216,7 +216,7 @@ def _video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def video(given: argparse.Namespace) -> dict[str, Manifest]:
     """Pack both splits."""
-    names = ("train", "val", "val_share", "steps", "every", "side", "crop", "grey")
+    names = ("train", "val", "val_share", "test_share", "steps", "every", "side", "crop", "grey")
     source = VideoClips(**{name: getattr(given, name) for name in names})
     counts = ", ".join(f"{source.count(split)} for {split}" for split in SPLITS)
     print(f"clips: {counts}; {source.dropped} frames at the ends of videos are too few for one and dropped")
@@ -236,6 +236,9 @@ def main() -> None:
     parser.add_argument("--val", metavar="PATTERN", help="files to validate on; without it, the end of each of --train")
     parser.add_argument(
         "--val-share", type=float, default=0.1, metavar="SHARE", help="of a video's clips, without --val"
+    )
+    parser.add_argument(
+        "--test-share", type=float, default=0.0, metavar="SHARE", help="of a video's clips, its last, to leave out"
     )
     parser.add_argument("--steps", type=int, default=39, metavar="N", help="of a clip, which has a frame more")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th frame")
