@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_jepa.perception.views import Views
 from lightning_jepa.stages.above import StageAbove
 from lightning_jepa.stages.schedule import rise_and_fall
 from lightning_jepa.types import Window
@@ -33,7 +32,6 @@ class LinearProbing(StageAbove):
         label: the column of the data's truth that holds the class, a whole number.
         optimizer: from parameters to an optimizer.
         finetune: let the encoder learn too: the control of a network of equal size with labels.
-        views: makes two views of each picture, which W and b are fitted to in its place; or none.
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
 
     Raises:
@@ -49,14 +47,12 @@ class LinearProbing(StageAbove):
         label: str,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         finetune: bool = False,
-        views: Views | None = None,
         warm_up: float = 0.05,
     ) -> None:
         super().__init__(previous)
         if classes < 2:
             raise ValueError(f"classes={classes}: give at least 2")
         self.classes, self.label, self.optimizer, self.warm_up = classes, label, optimizer, warm_up
-        self.views = views
         self.encoder = previous.jepa.encoder.requires_grad_(finetune)
         size = previous.jepa.external_size
         self.norm, self.head = nn.BatchNorm1d(size, affine=False), nn.Linear(size, classes)
@@ -79,7 +75,7 @@ class LinearProbing(StageAbove):
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """Cross-entropy."""
-        logits, labels = self._read(batch[0] if self.views is None else self.views(batch[0]))
+        logits, labels = self._read(batch[0])
         loss = F.cross_entropy(logits, labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
