@@ -135,8 +135,12 @@ def test_the_exam_on_a_model_that_knows_motion(tmp_path: Path) -> None:
     jepa = Straight(PixelEncoder(1, SIDE, 8), ConvPredictor((64, 8, 8), 0, hidden=4, history=2))
     exam = CompletionExam(scenes=scenes(slowest=2.0), clips=24, horizon=3, probed=40, probe_steps=120)
     metrics = exam.run(Stage(jepa), 0, tmp_path, Training())
-    assert metrics["auroc_time_reversal"] > 0.6
-    assert metrics["auroc_other_clip"] > 0.9
+    ranks = load(tmp_path / "seed_0.json").tables["rankings"]
+    assert set(ranks) == {"most_surprising_frame", "mean_over_frames", "imagined_from_what_was_seen"}
+    for way in ranks.values():
+        assert way["time_reversal"].value > 0.6
+        assert way["other_clip"].value > 0.9
+    assert metrics["auroc_teleport"] == ranks["most_surprising_frame"]["teleport"].value
 
 
 def test_places_are_read_from_maps() -> None:

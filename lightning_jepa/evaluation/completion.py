@@ -53,6 +53,13 @@ class Examinee(Trained, Protocol):
 class CompletionExam:
     """Ranks continuations by their energy and reads places from predicted states, for one seed.
 
+    A continuation is as implausible as its most surprising frame,
+
+        F(x, y) = max over t of F(y[t-h+1 .. t], y[t+1])
+
+    each frame being predicted from those before it. The table `rankings` has the mean over frames too, and the error of
+    what is imagined from the frames seen alone, in which a change that lasts is lost among what could not be known.
+
     Args:
         scenes: clips with continuations that did and did not happen.
         clips: N, of held-out digits.
@@ -88,6 +95,7 @@ class CompletionExam:
         protocol = {
             "clips": f"{clips} of {split}",
             "seen": f"{context} frames, of digits never trained on; {horizon} follow",
+            "energy": f"of the most surprising frame, each predicted from the {context} before it",
             "location map": f"average precision over {PLACES} x {PLACES} places, mean over the frames that follow",
             "readout": f"two convolutions of 3 x 3, {hidden} channels between them, fitted to encoded frames",
             "intervals": "95 %: Student's t over seeds",
@@ -105,7 +113,7 @@ class CompletionExam:
         seen = watcher.states(clips.seen)
         futures = {"true": clips.true, **clips.wrong}
         states = {name: watcher.states(frames) for name, frames in futures.items()}
-        energies = {name: watcher.energy(seen, s_y) for name, s_y in states.items()}
+        energies = {name: self._energies(watcher, seen, s_y) for name, s_y in states.items()}
         truth = self._occupied(clips.centres)[:, self.context :]
         predicted = watcher.predicted(seen, self.horizon)
         maps: dict[str, Tensor] = {
@@ -119,7 +127,11 @@ class CompletionExam:
             maps["min_z"] = places(watcher.explained(seen, states["true"]))
             maps["expected"] = self._expected(watcher, seen, places)
         precision = {name: self._precision(found, truth) for name, found in maps.items()}
-        metrics: Rows = {f"auroc_{name}": auroc(energies["true"], energies[name]) for name in clips.wrong}
+        ranks = {
+            way: {name: auroc(true, energies[name][way]) for name in clips.wrong}
+            for way, true in energies["true"].items()
+        }
+        metrics: Rows = {f"auroc_{name}": row for name, row in ranks["most_surprising_frame"].items()}
         metrics["location_map"] = over_time(precision["predicted"])
         for name in ("predicted", "min_z"):
             if name in precision:
@@ -132,11 +144,20 @@ class CompletionExam:
             training.cost,
             floors={f"location_map_{name}": over_time(precision[name]) for name in _FLOORS},
             controls={"location_map": {name: over_time(precision[name]) for name in ("encoded", "linear_readout")}},
-            tables={"location": rows},
+            tables={"location": rows, "rankings": ranks},
         )
         nearest = self._nearest(predicted[:3], states["true"], clips.true)
         completion_figure(out / "figures" / "completion.png", clips.seen[:3], clips.true[:3], nearest)
         return results.values
+
+    def _energies(self, watcher: Watcher, seen: Tensor, s_y: Tensor) -> dict[str, Tensor]:
+        """How implausible continuations [N, H, D] of what was seen [N, h, D] are, each [N]."""
+        surprise = watcher.surprise(torch.cat([seen, s_y], 1), self.context)
+        return {
+            "most_surprising_frame": surprise.amax(1),
+            "mean_over_frames": surprise.mean(1),
+            "imagined_from_what_was_seen": watcher.energy(seen, s_y),
+        }
 
     def _expected(self, watcher: Watcher, seen: Tensor, places: nn.Module) -> Tensor:
         """The mean map over futures drawn from the prior: what is to be expected, whatever happens."""

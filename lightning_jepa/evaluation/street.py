@@ -94,8 +94,8 @@ class StreetExam:
         controls = {f"auroc_{name}": {"pixels": row} for name, row in self._ranks(pixels, still).items()}
         cut = films.shape[1] // 2
         spliced = torch.cat([states[0, :cut], states[len(states) // 2, cut:]])
-        curves = {"as it was": watcher.surprise(states[0], self.context)}
-        curves["with a cut"] = watcher.surprise(spliced, self.context)
+        curves = {"as it was": watcher.surprise(states[:1], self.context)[0]}
+        curves["with a cut"] = watcher.surprise(spliced[None], self.context)[0]
         metrics["surprise_at_a_cut"] = mean(
             [float(curves["with a cut"][cut - self.context] / curves["as it was"].median())]
         )

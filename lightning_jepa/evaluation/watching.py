@@ -57,9 +57,8 @@ class Watcher:
 
     @torch.no_grad()
     def surprise(self, states: Tensor, context: int) -> Tensor:
-        """Of each newest frame of one film [T, D]: [T - h]."""
-        known = states[None]
-        return energy.surprise(self.jepa, known, nothing(known, 0), context)[0]
+        """Energy of each newest frame given the h before it, of films [N, T, D]: [N, T - h]."""
+        return torch.cat([energy.surprise(self.jepa, part, nothing(part, 0), context) for part in states.split(BATCH)])
 
 
 def nothing(s: Tensor, horizon: int) -> Tensor:
