@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 _RATE = 30  # frames a second, for whoever plays the file
 # Whole frames often enough, none that need later ones, and one thread: the same pictures always give the same bytes.
-_OPTIONS = {"crf": "18", "g": "12", "bf": "0", "threads": "1", "preset": "medium"}
+# With x264's macroblock tree one film of small pictures in a hundred came out otherwise; without it none of 9000 did.
+_OPTIONS = {"crf": "18", "g": "12", "bf": "0", "threads": "1", "preset": "medium", "mbtree": "0"}
 _STORED = "yuv444p"  # colours at full resolution
 _FORMATS = {1: "gray", 3: "rgb24"}  # of pictures, by channels
 

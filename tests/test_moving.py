@@ -54,7 +54,7 @@ def test_a_class_lasts_as_long_as_the_state(tmp_path: Path) -> None:
     exam = MovingExam(film=Flying(), classes=3, updates=200)
     found = exam.run(Stage(), 0, tmp_path, Training())
     controls = load(tmp_path / "seed_0.json").controls["class_after_prediction"]
-    assert found["class_after_prediction"] > 0.9
+    assert found["class_after_prediction"] > 0.85
     assert controls["encoded"].value > 0.9
     assert set(load(tmp_path / "seed_0.json").tables["classes"]["predicted"]) == {str(t) for t in range(1, 9)}
 
