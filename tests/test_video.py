@@ -115,6 +115,9 @@ def test_any_order_any_processes_the_same_clips(tmp_path: Path, monkeypatch: pyt
     assert source.count("val") == 3 + 4
     parted = video.VideoClips(str(tmp_path / "clips/*.mp4"), steps=3, val_share=0.3, test_share=0.2)
     assert [parted.count(split) for split in ("train", "val", "test")] == [5 + 1 + 8, 3 + 4, 2 + 3]
+    apart = video.VideoClips(str(tmp_path / "clips/3.mp4"), val=str(tmp_path / "clips/0.mp4"), steps=3, test_share=0.2)
+    assert [apart.count(split) for split in ("train", "val", "test")] == [12, 10, 3]
+    assert [meta["file"] for _, meta in apart.episodes("val", range(10))] == ["0.mp4"] * 10
     last = [meta["first_frame"] for _, meta in parted.episodes("test", range(5))]
     assert last == [32, 36, 48, 52, 56]  # nothing after a test's clips is trained on
 

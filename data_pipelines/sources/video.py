@@ -81,9 +81,8 @@ class VideoClips:
                 known = len(clips) - (round(test_share * len(clips)) if split == "train" else 0)
                 held_out = 0 if val else min(max(1, round(val_share * len(clips))), max(0, known - 1))
                 kept = known - held_out
-                parts = {split: clips[:kept], "val": clips[kept:known], "test": clips[known:]}
-                for part, some in parts.items():
-                    if some or part == split:
+                for part, some in ((split, clips[:kept]), ("val", clips[kept:known]), ("test", clips[known:])):
+                    if some:
                         self.clips[part].append((path, some))
         for split in SPLITS:
             if not self.count(split):
