@@ -103,9 +103,11 @@ def test_the_exam_tells_what_followed_from_what_did_not(tmp_path: Path) -> None:
     found = StreetExam(film=Flights(), context=2, horizon=4).run(Stage(), 0, tmp_path, Training())
     assert found["auroc_elsewhere"] > 0.95
     assert found["auroc_reversal"] > 0.95
+    assert found["auroc_going_back"] > 0.95
     assert found["surprise_at_a_cut"] > 5
     controls = load(tmp_path / "seed_0.json").controls
     assert controls["auroc_reversal"]["pixels"].value == pytest.approx(0.5, abs=0.01)  # but for rounding
+    assert controls["auroc_going_back"]["pixels"].value == pytest.approx(0.5, abs=0.01)
     assert controls["auroc_elsewhere"]["pixels"].value > 0.6
     with Image.open(tmp_path / "figures" / "surprise.png") as picture:
         assert picture.width > 400

@@ -66,10 +66,13 @@ class StreetExam:
         note: str | None = None,
     ) -> None:
         self.film, self.split, self.context, self.horizon = film, split, context, horizon
+        self._past = max(context - 1, horizon)  # frames that are looked at before the newest that is known
         protocol = {
             "moments": f"every frame of the film's part {split}, which was never trained on",
             "continuations": f"{horizon} frames after {context} that are known",
             "elsewhere": "what follows a moment of another part of those minutes",
+            "reversal": "the frames that follow, the last first",
+            "going back": "the frames before the newest that is known, the last first",
             "intervals": "95 %: Student's t over seeds",
         }
         self.report = Report(name, protocol, targets, note)
@@ -83,10 +86,10 @@ class StreetExam:
         if not count:
             raise ValueError(f"no episodes for {self.split}: keep some, such as collection.source.test_share=0.25")
         films = np.stack([e.observations for e, _ in self.film.episodes(self.split, range(count))])
-        if len(films) < 2 or films.shape[1] < self.context + self.horizon:
+        if len(films) < 2 or films.shape[1] <= self._past + self.horizon:
             raise ValueError(
-                f"{len(films)} held-out episode(s) of {films.shape[1]} frames: give two or more, of "
-                f"{self.context} + {self.horizon} frames or more"
+                f"{len(films)} held-out episode(s) of {films.shape[1]} frames: give two or more, of more than "
+                f"{self._past} + {self.horizon} frames"
             )
         states = watcher.states(films)
         pixels = torch.from_numpy(films).flatten(2).float() / 255
@@ -111,12 +114,14 @@ class StreetExam:
             states: [episodes, T, D].
             energy: low for what is likely.
         """
-        windows = states.unfold(1, self.context + self.horizon, 1).movedim(-1, 2)  # [episodes, moments, h + H, D]
-        seen, true = windows.split([self.context, self.horizon], 2)
+        windows = states.unfold(1, self._past + 1 + self.horizon, 1).movedim(-1, 2)  # [episodes, moments, frames, D]
+        before, newest, true = windows.split([self._past, 1, self.horizon], 2)
+        known = torch.cat([before, newest], 2)[:, :, -self.context :].flatten(0, 1)
         elsewhere = true.roll(len(true) // 2, 0)
-        known = seen.flatten(0, 1)
-        followed, other, back = (energy(known, y.flatten(0, 1)) for y in (true, elsewhere, true.flip(2)))
-        return {"elsewhere": auroc(followed, other), "reversal": auroc(followed, back)}
+        back = before[:, :, -self.horizon :].flip(2)  # the film turns round: nothing jumps
+        wrong = {"elsewhere": elsewhere, "reversal": true.flip(2), "going_back": back}
+        followed = energy(known, true.flatten(0, 1))
+        return {name: auroc(followed, energy(known, y.flatten(0, 1))) for name, y in wrong.items()}
 
 
 def still(seen: Tensor, y: Tensor) -> Tensor:
