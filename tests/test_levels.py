@@ -1,0 +1,115 @@
+"""H-JEPA: s2 = Enc2(s), a2 = Act2(a[0..n-1]), s2[t+n] = Pred2(s2[t], a2) (paper section 4.6)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pretraining import stage as pretraining_stage
+from stacking import ABOVE, level, stacked
+
+from lightning_jepa import checkpoint
+from lightning_jepa.actor.reaching import Reaching
+from lightning_jepa.world_model.convolutional import ConvPredictor
+from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
+from lightning_jepa.world_model.jepa import JEPA
+from lightning_jepa.world_model.level import Level, MacroAction, MapAbove, Same, Whitened
+
+
+def test_a_level_is_a_jepa_over_the_states_below() -> None:
+    stage = stacked()
+    model, own = stage.hierarchy, stage.level
+    s, actions = torch.randn(4, model.state_size), torch.randn(4, 6, 2)
+    s2 = own.jepa.encoder(s[:, None])[:, 0]
+    a2 = own.macro(actions.unflatten(1, (2, 3)))
+    one = own.jepa.predictor(s2[:, None], a2[:, :1])
+    two = own.jepa.predictor(one[:, None], a2[:, 1:])
+    assert torch.allclose(model.predicted(s, actions, 2), torch.stack([one, two], 1), atol=1e-5)
+    assert torch.equal(model.predicted(s, actions, 1), model.base.predict(s, actions))
+    assert a2.abs().max() <= 1
+
+
+def test_levels_stand_on_each_other() -> None:
+    second = stacked()
+    third = stacked(second, level(2, 2, 1, ABOVE))
+    model = third.hierarchy
+    assert (model.depth, model.stride(2), model.stride(3)) == (3, 3, 6)
+    actions = torch.randn(5, 6, 2)
+    below = model.macros(actions.view(5, 2, 3, 2), 2)
+    assert torch.equal(model.macros(actions, 3), model.level(3).macro(below))
+    states = torch.randn(2, 4, model.state_size)
+    assert torch.equal(model.lift(states, 3), model.level(3).lift(model.level(2).lift(states)))
+    assert [shape[-1] for shape in (model.lift(states, n).shape for n in (1, 2, 3))] == [162, 81, 81]
+
+
+@settings(deadline=None, max_examples=20)
+@given(pool=st.integers(1, 5), times=st.integers(1, 7))
+def test_pooling_is_the_mean_of_the_last_states(pool: int, times: int) -> None:
+    states = torch.randn(2, times, 6)
+    pooled = level(below=ABOVE, pool=pool).pooled(states)
+    for time in range(times):
+        assert torch.allclose(pooled[:, time], states[:, max(0, time - pool + 1) : time + 1].mean(1), atol=1e-5)
+
+
+def test_white_macro_actions_are_those_that_were_done() -> None:
+    """a2 = mean + root w: where w is white, a2 has the mean and the covariance of what was seen."""
+    own = level(remembered=400)
+    with pytest.raises(ValueError, match="has seen 0 chunks"):
+        own.support()
+    chunks = torch.randn(500, 3, 2) * torch.tensor([2.0, 0.3])
+    for some in chunks.split(100):
+        own.remember(some)
+    assert int(own.seen) == 500
+    done = own.macro(chunks[100:])  # the newest 400 are kept
+    mean, root = own.support()
+    assert torch.allclose(mean, done.mean(0), atol=1e-4)
+    assert torch.allclose(root @ root.T, done.T.cov(correction=0), atol=1e-4)
+    white = Whitened(own)
+    s, w = torch.randn(2, 81), torch.randn(2, 3, 1, 2)
+    assert torch.allclose(white.rollout(s, w), own.jepa.rollout(s, (mean + w @ root.T).clamp(-1, 1)))
+    assert torch.allclose(white.white(mean + w @ root.T), w, atol=1e-3)
+
+
+def test_what_reaches_a_state_is_learned_from_where_actions_led() -> None:
+    """a[0..n-1] = A(s2, s2'): in the plane, steps whose sum is the way from one to the other."""
+    torch.manual_seed(0)
+    policy = Reaching(2, 3, 2, action_bound=1.0, hidden=32)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    for _ in range(300):
+        s, done = torch.randn(64, 2), 0.5 * torch.randn(64, 1, 2).clamp(-1, 1).expand(-1, 3, -1)
+        optimizer.zero_grad()
+        policy.misfit(s, s + done.sum(1), done).mean().backward()
+        optimizer.step()
+    s, way = torch.randn(32, 2), torch.rand(32, 2) * 2 - 1
+    assert (policy(s, s + way).sum(1) - way).norm(dim=-1).mean() < 0.3
+    assert policy(10 * s, -10 * s).norm(dim=-1).max() <= 1 + 1e-5
+
+
+def test_levels_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="a macro-action of 7 numbers for 3 actions of 2: .* between 1 and 6"):
+        MacroAction(3, 2, 7)
+    with pytest.raises(ValueError, match="expected \\[3, 2\\]"):
+        MacroAction(3, 2, 2)(torch.zeros(4, 2, 2))
+    with pytest.raises(ValueError, match="2 channels above a map"):
+        MapAbove((2, 9, 9), 2)
+    with pytest.raises(ValueError, match="states of 40 numbers"):
+        MapAbove((2, 9, 9), 1)(torch.zeros(1, 1, 40))
+    with pytest.raises(ValueError, match="predictor takes actions of 2 numbers"):
+        Level(JEPA(Same(81), ConvPredictor(ABOVE, 2, hidden=4)), MacroAction(3, 2, 1))
+    base = pretraining_stage().jepa
+    assert isinstance(base, JEPA)
+    with pytest.raises(ValueError, match="level 2 stands for actions of 4 numbers, those of level 1 have 2"):
+        HierarchicalJEPA(base, [level(3, 4, 2)])
+    with pytest.raises(ValueError, match="level 3: this hierarchy has the levels 1 to 2"):
+        stacked().hierarchy.level(3)
+    with pytest.raises(ValueError, match=r"joint=2\.0"):
+        stacked(joint=2.0)
+    with pytest.raises(ValueError, match="5 actions: a step of level 2 has 3"):
+        stacked().hierarchy.predicted(torch.zeros(1, 162), torch.zeros(1, 5, 2), 2)
+
+
+def test_weights_of_another_lower_level_are_refused() -> None:
+    wide, weights = stacked(own=level(size=3)), stacked().state_dict()
+    with pytest.raises(ValueError, match="is of another architecture"):
+        checkpoint.load_weights(wide, weights, "other.ckpt")
