@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
@@ -12,8 +16,9 @@ from data_pipelines.worlds.rooms import RoomsWorld, TwoRoomsLayouts
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.evaluation import figures
 from lightning_jepa.evaluation.animation import Film, picture, save_gif
+from lightning_jepa.evaluation.energy_figures import collapse_figure, spaced
 from lightning_jepa.evaluation.portraits import Overheard, Overseen
-from lightning_jepa.evaluation.results import load, merge, proportion
+from lightning_jepa.evaluation.results import Rows, load, mean, merge, proportion
 from lightning_jepa.evaluation.two_rooms import TwoRoomsExam
 from lightning_jepa.evaluation.world_model_exam import WorldModelExam
 from lightning_jepa.types import Modulation, Plan, Tasks, Training
@@ -283,3 +288,23 @@ def test_a_film_ends_soon_after_the_last_arrival(world, tmp_path):
     save_gif(tmp_path / "film.gif", Film(frames, path, tasks.goals, path[:, :, None].expand(-1, -1, 3, -1)), rate=4)
     with Image.open(tmp_path / "film.gif") as image:
         assert 5 <= image.n_frames <= 10
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_names_beside_lines_lie_apart_in_the_order_of_the_lines(heights: list[float]) -> None:
+    moved = spaced(np.array(heights), 0.05)
+    order = np.argsort(heights, kind="stable")
+    assert (np.diff(moved[order]) >= 0.05 - 1e-9).all()
+    assert moved.max() <= 1 + 1e-9
+    assert moved.min() >= -1e-9
+    if len(heights) == 1 or np.diff(np.sort(heights)).min() >= 0.05:
+        np.testing.assert_allclose(moved, heights)
+
+
+def test_a_collapse_is_drawn_to_a_point_and_to_few_directions(tmp_path: Path) -> None:
+    def curve(rank: float, spread: float) -> dict[str, Rows]:
+        return {str(step): {"effective_rank": mean([rank]), "largest_std": mean([spread])} for step in (100, 200)}
+
+    collapse_figure(tmp_path / "c.png", {"one_way": curve(20.0, 1.0), "none": curve(1.0, 1e-4)})
+    with Image.open(tmp_path / "c.png") as drawn:
+        assert drawn.width > 2 * drawn.height

@@ -54,18 +54,37 @@ def collapse_figure(path: Path, curves: Mapping[str, Mapping[str, Rows]]) -> Non
         curves: for each way of training, the step (as text) -> the row with `effective_rank` and `largest_std`.
     """
     told = {"effective_rank": "effective rank of the states", "largest_std": "std of their liveliest number"}
-    with sheet(path, (10.5, 4.2), 1, 2) as (_, panels):
-        shades = colormaps["turbo"]
-        for axes, (key, label) in zip(panels, told.items(), strict=True):
-            for place, (name, curve) in enumerate(curves.items()):
-                steps, values = [float(step) for step in curve], [row[key].value for row in curve.values()]
-                shade = shades(0.05 + 0.9 * place / max(1, len(curves) - 1))
-                axes.plot(steps, values, color=shade)
-                end, words = (steps[-1], values[-1]), name.replace("_", " ")
-                axes.annotate(words, end, (4, 0), textcoords="offset points", color=shade, fontsize=7, va="center")
-            axes.set(xlabel="training steps", ylabel=label, yscale="log")
-            axes.margins(x=0.25)
+    with sheet(path, (13.0, 4.6), 1, 2) as (_, panels):
         panels[0].axhline(1, color=GREY, linestyle="--", linewidth=1)
+        shades = 0.85 * colormaps["turbo"](np.linspace(0.05, 0.95, len(curves)))[:, :3]  # darker: they are read as text
+        for axes, (key, label) in zip(panels, told.items(), strict=True):
+            ends = {}
+            for shade, (name, curve) in zip(shades, curves.items(), strict=True):
+                steps, values = [float(step) for step in curve], [row[key].value for row in curve.values()]
+                axes.plot(steps, values, color=shade)
+                ends[name] = steps[-1], values[-1]
+            axes.set(xlabel="training steps", ylabel=label, yscale="log")
+            axes.margins(x=0)
+            heights = axes.transAxes.inverted().transform(axes.transData.transform(list(ends.values())))[:, 1]
+            for shade, (name, end), height in zip(shades, ends.items(), spaced(heights, 0.05), strict=True):
+                words, line = (
+                    name.replace("_", " "),
+                    {"arrowstyle": "-", "color": shade, "linewidth": 0.5, "relpos": (0, 0.5)},
+                )
+                axes.annotate(
+                    words, end, (1.06, height), "data", "axes fraction", line, color=shade, fontsize=7, va="center"
+                )
+
+
+def spaced(heights: NDArray[Any], least: float) -> NDArray[Any]:
+    """Heights moved as far up, then down, as it takes to lie `least` apart, below 1, in the same order."""
+    order = np.argsort(heights, kind="stable")
+    steps = least * np.arange(len(heights))
+    apart = np.maximum.accumulate(heights[order] - steps)  # of each, pushed up by those below it
+    apart = np.minimum(apart, 1 - steps[-1]) + steps
+    moved = np.empty_like(apart)
+    moved[order] = apart
+    return moved
 
 
 def risk_figure(path: Path, risks: Mapping[str, Rows]) -> None:
