@@ -13,6 +13,7 @@ from lightning_jepa.actor.planners.cem import CEM
 from lightning_jepa.actor.planners.gradient import Gradient
 from lightning_jepa.actor.planners.scenarios import ScenarioPlanner
 from lightning_jepa.types import Modulation
+from lightning_jepa.world_model.energy import rank, surprise
 from lightning_jepa.world_model.jepa import JEPA
 from lightning_jepa.world_model.latent.continuous import ContinuousLatent
 from lightning_jepa.world_model.latent.discrete import DiscreteLatent
@@ -30,6 +31,19 @@ KINDS: dict[str, Callable[[], Any]] = {
     "sparse": lambda: SparseLatent(5, D, A),
     "noisy": lambda: NoisyLatent(2, D, A),
 }
+LONG: dict[str, Callable[[], Any]] = {  # the same, where three states are known
+    "discrete": lambda: DiscreteLatent(4, 3 * D, A, strength=0.1, memory_gb=5 * 4 * D * 4 / 2**30),  # it just fits
+    "continuous": lambda: ContinuousLatent(2, 3 * D, A, strength=0.1),
+    "sparse": lambda: SparseLatent(5, 3 * D, A),
+    "noisy": lambda: NoisyLatent(2, 3 * D, A, next_size=D),
+}
+
+
+def spoilt() -> DiscreteLatent:
+    """With weights that are no numbers."""
+    latent = DiscreteLatent(4, D, A, strength=0.1)
+    nn.init.constant_(latent.prior[-1].weight, torch.nan)
+    return latent.eval()
 
 
 class Identity(nn.Module):
@@ -110,6 +124,115 @@ def test_z_is_inferred_and_not_learned(kind: str) -> None:
     assert not found.z.requires_grad
     sum(term.sum() for term in (found.loss, *found.terms.values())).backward()
     assert all(weight.grad is not None for weight in jepa.parameters())
+
+
+@pytest.mark.parametrize("history", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_has_one_energy(kind: str, history: int) -> None:
+    """F(x, y) is a function of x and y: of no luck, of no other pairs in the batch, and of no mode of autograd."""
+    torch.manual_seed(0)
+    latent = KINDS[kind]() if history == 1 else LONG[kind]()
+    jepa = world_model(latent, TransformerPredictor(D, A + latent.size, history=history, width=16, heads=2)).eval()
+    nn.init.normal_(jepa.predictor.change.weight)
+    s, a, s_y = torch.randn(5, history, D), torch.randn(5, history + 1, A), torch.randn(5, 2, D)
+    energy = jepa.energy(s, a, s_y)
+    torch.testing.assert_close(jepa.energy(s, a, s_y), energy, rtol=0, atol=0)
+    torch.testing.assert_close(jepa.energy(s[2:3], a[2:3], s_y[2:3]), energy[2:3])
+    with torch.inference_mode():
+        inside = jepa.energy(s + 0, a + 0, s_y + 0)
+    torch.testing.assert_close(inside, energy)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_energy_is_that_of_its_z(kind: str) -> None:
+    """F = D(s_y, Pred(s_x, a, z)) + R(z) at the z that is given back."""
+    torch.manual_seed(0)
+    latent = KINDS[kind]()
+    jepa = world_model(latent).eval()
+    s, a, s_y = transitions()
+    found = jepa.complete(s, a, s_y)
+    z = found.z[:, 0]
+    regulariser = {
+        "discrete": lambda: -0.1 * (latent.logits(s, a[:, 0]).log_softmax(-1) * z).sum(-1),
+        "continuous": lambda: 0.1 * z.square().sum(-1),
+        "sparse": lambda: 0.02 * z.abs().sum(-1),
+        "noisy": lambda: (
+            0.001 * (latent.surprise(z, s, a[:, 0]) - latent.surprise(latent.prior(s, a[:, 0])[0], s, a[:, 0]))
+        ),
+    }[kind]()
+    torch.testing.assert_close(found.distance[:, 0], distance(s_y[:, 0], s + z @ jepa.predictor.effect))
+    torch.testing.assert_close(found.regulariser[:, 0], regulariser, atol=1e-6, rtol=1e-4)
+
+
+def test_a_guess_is_refined() -> None:
+    """Amortised inference starts the descent, and no step of it makes the energy worse."""
+    energies = []
+    for refinement in (0, 3, 30):
+        torch.manual_seed(0)
+        jepa = world_model(NoisyLatent(2, D, A, strength=0.1, refinement=refinement)).eval()
+        energies.append(jepa.energy(*transitions()))
+    assert (energies[1] <= energies[0]).all()
+    assert (energies[2] <= energies[1] + 1e-6).all()
+    assert energies[2].mean() < 0.9 * energies[0].mean()
+
+
+class TwoValleys(nn.Module):
+    """s[t+1] = (z - 2)^2 ((z + 1)^2 + 0.1): exact at z = 2, but from 0 it is downhill to -1."""
+
+    history, state_size, action_size = 1, D, A + 1
+
+    def forward(self, s: Tensor, a: Tensor) -> Tensor:
+        z = a[..., -1, A:]
+        return ((z - 2).square() * ((z + 1).square() + 0.1)).expand(*z.shape[:-1], D)
+
+
+def test_several_starts_find_what_one_misses() -> None:
+    found = {
+        starts: world_model(ContinuousLatent(1, D, A, starts=starts, steps=300, rate=0.02, spread=2.0), TwoValleys())
+        .eval()
+        .energy(torch.zeros(3, D), torch.zeros(3, 1, A), torch.zeros(3, 1, D))
+        for starts in (1, 8)
+    }
+    assert found[1].min() > 0.5
+    assert found[8].max() < 1e-2
+
+
+def test_an_inference_that_runs_away_has_no_energy() -> None:
+    """It is not passed off as one that was found."""
+    latent = ContinuousLatent(1, D, A, rate=1e30)
+    assert not torch.isfinite(world_model(latent).complete(*transitions()).distance).any()
+
+
+def test_what_a_step_may_lead_to() -> None:
+    """One state for each code, Pred(s, a, k), with the chance p(k | s, a)."""
+    torch.manual_seed(0)
+    latent = DiscreteLatent(4, D, A)
+    jepa = LatentJEPA(latent, Identity(), Shift(torch.randn(4, D)), action_scale=2.0)
+    s, a, _ = transitions()
+    states, chances = jepa.outcomes(s, a[:, 0])
+    torch.testing.assert_close(states, s[:, None] + jepa.predictor.effect)
+    torch.testing.assert_close(chances, latent.logits(s, a[:, 0] / 2).softmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["continuous", "sparse", "noisy"])
+def test_gaussian_futures_are_spread_like_their_prior(kind: str) -> None:
+    torch.manual_seed(0)
+    latent = KINDS[kind]()
+    nn.init.normal_(latent.network[-1].weight)
+    s, a, _ = transitions()
+    mean, std = latent.prior(s, a[:, 0])
+    uniform = torch.rand(4000, latent.size)
+    for row in range(2):
+        z = latent.draw(s[row : row + 1].expand(4000, -1), a[row : row + 1, 0].expand(4000, -1), uniform)
+        torch.testing.assert_close((z.mean(0) - mean[row]) / std[row], torch.zeros(latent.size), atol=0.07, rtol=0)
+        torch.testing.assert_close(z.std(0) / std[row], torch.ones(latent.size), atol=0.07, rtol=0)
+    z, chances = latent.outcomes(s, a[:, 0])
+    torch.testing.assert_close(chances.sum(1), torch.ones(len(s)))
+    assert z.shape == (len(s), chances.shape[1], latent.size)
+    white = (z - mean[:, None]) / std[:, None]
+    assert white.mean(1).abs().max() < 0.5
+    assert (white.std(1) - 1).abs().max() < 0.5
+    torch.testing.assert_close(latent.likeliest(s, a[:, 0]), mean)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -316,6 +439,19 @@ def test_gradients_pass_through_scenarios() -> None:
             lambda: world_model(DiscreteLatent(4, D, A, memory_gb=1e-9)).complete(*transitions()),
             "trying 4 codes for 7 transitions .* lower latent.codes",
         ),
+        (
+            lambda: world_model(ContinuousLatent(2, D, A, memory_gb=1e-9)).complete(*transitions()),
+            "descending from 4 starts .* lower latent.starts",
+        ),
+        (lambda: ContinuousLatent(30_000, D, A), "at most 21201"),
+        (
+            lambda: JEPA(Identity(), TransformerPredictor(D, A, history=3, width=16, heads=2)).outcomes(
+                torch.zeros(1, D), torch.zeros(1, A)
+            ),
+            "history=1",
+        ),
+        (lambda: rank(world_model(spoilt()), *transitions()[:2], torch.zeros(7, 2, 1, D)), "14 of 14 energies"),
+        (lambda: surprise(world_model(spoilt()), torch.zeros(2, 3, D), torch.zeros(2, 2, A)), "4 of 4 energies"),
     ],
 )
 def test_what_is_refused(make: Callable[[], Any], message: str) -> None:

@@ -25,11 +25,11 @@ def rank(model: EnergyModel, s: Tensor, actions: Tensor, continuations: Tensor) 
         their order [B, C], the index of the likeliest first, and their energies [B, C] as they were given.
 
     Raises:
-        ValueError: if they are not [B, C, H, D].
+        ValueError: if they are not [B, C, H, D], or an energy is not finite.
     """
     if continuations.dim() != 4 or len(continuations) != len(s):
         raise ValueError(f"continuations of shape {tuple(continuations.shape)}: expected [{len(s)}, C, H, D]")
-    energies = torch.stack([model.energy(s, actions, s_y) for s_y in continuations.unbind(1)], 1)
+    energies = _finite(torch.stack([model.energy(s, actions, s_y) for s_y in continuations.unbind(1)], 1))
     return energies.argsort(1), energies
 
 
@@ -48,12 +48,22 @@ def surprise(model: EnergyModel, states: Tensor, actions: Tensor, context: int =
         [B, T - h], the first for the observation at h.
 
     Raises:
-        ValueError: if no observation has h before it.
+        ValueError: if no observation has h before it, or an energy is not finite.
     """
     times = states.shape[1]
     if not 1 <= context < times:
         raise ValueError(f"{times} states and context={context}: the newest needs {max(context, 1)} before it")
     seen, done = (part.unfold(1, context, 1).movedim(-1, 2) for part in (states[:, :-1], actions))
     newest = states[:, context:, None]
-    energy = model.energy(seen.flatten(0, 1), done.flatten(0, 1), newest.flatten(0, 1))
+    energy = _finite(model.energy(seen.flatten(0, 1), done.flatten(0, 1), newest.flatten(0, 1)))
     return energy.unflatten(0, (len(states), times - context))
+
+
+def _finite(energies: Tensor) -> Tensor:
+    spoilt = int((~torch.isfinite(energies)).sum())
+    if spoilt:
+        raise ValueError(
+            f"{spoilt} of {energies.numel()} energies are not finite: check that states and weights are; where z is "
+            "inferred by descent, lower latent.rate"
+        )
+    return energies

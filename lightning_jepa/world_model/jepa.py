@@ -200,8 +200,20 @@ class JEPA(nn.Module):
         return self.rollout(s, actions)[:, :, None].expand(-1, -1, len(uniform), -1, -1)
 
     def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """What one step may lead to, from s [N, D] by actions [N, A]: M states [N, M, D] and their chances [N, M]."""
+        """What one step may lead to, from s [N, D] by actions [N, A]: M states [N, M, D] and their chances [N, M].
+
+        Raises:
+            ValueError: if the predictor looks back on more than that one state.
+        """
+        self._check_markov()
         return self.predict(s, actions[:, None]), s.new_ones(len(s), 1)
+
+    def _check_markov(self) -> None:
+        if self.predictor.history > 1:
+            raise ValueError(
+                f"what single states lead to is asked of a predictor that looks back on {self.predictor.history}: give "
+                "world_model.history=1, or a planner that searches for sequences"
+            )
 
     def energy(self, s: Tensor, actions: Tensor, s_y: Tensor) -> Tensor:
         """F(x, y) of continuations: low if what follows is compatible with what is known (paper section 4.1).

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_jepa.protocols import Encoder
 from lightning_jepa.world_model.ego import EgoModel
 from lightning_jepa.world_model.jepa import JEPA, SizedPredictor, following
-from lightning_jepa.world_model.latent.inference import LatentVariable, Predict
+from lightning_jepa.world_model.latent.inference import Inferred, LatentVariable, Predict
 
 
 class Completion(NamedTuple):
@@ -91,9 +91,7 @@ class LatentJEPA(JEPA):
         external, found = s_y[..., : self.external_size], []
 
         def step(i: int, context: Tensor, before: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-            inferred = self.latent.infer(
-                self._ahead(context, before, action), self._known(context), action, external[:, i]
-            )
+            inferred = self._infer(context, before, action, external[:, i])
             found.append(inferred)
             return inferred.predicted, torch.cat([action, inferred.z], -1)
 
@@ -134,6 +132,7 @@ class LatentJEPA(JEPA):
 
     def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """See `JEPA.outcomes`: one for each z that the latent variable branches over."""
+        self._check_markov()
         z, chances = self.latent.outcomes(self._known(s[:, None, : self.external_size]), actions / self.action_scale)
         chosen = z.flatten(0, 1)
 
@@ -156,6 +155,13 @@ class LatentJEPA(JEPA):
         control = torch.cat([action, z.to(action)], -1)
         return self.predictor(context, torch.cat([before, control[:, None]], 1)), control
 
+    def _infer(self, context: Tensor, before: Tensor, action: Tensor, s_y: Tensor) -> Inferred:
+        if torch.is_inference_mode_enabled():
+            # What was made in that mode can't take part in a graph, which a descent needs; copies made outside can.
+            with torch.inference_mode(False), torch.no_grad():
+                return self._infer(context.clone(), before.clone(), action.clone(), s_y.clone())
+        return self.latent.infer(self._ahead(context, before, action), self._known(context), action, s_y)
+
     def _ahead(self, context: Tensor, before: Tensor, action: Tensor) -> Predict:
         """One step for any z."""
 
@@ -173,7 +179,6 @@ class LatentJEPA(JEPA):
         for t in range(actions.shape[1]):
             context = states[:, max(0, t + 1 - self.predictor.history) : t + 1]
             before = controls[:, controls.shape[1] + 1 - context.shape[1] :]
-            predict = self._ahead(context, before, actions[:, t])
-            z = self.latent.infer(predict, self._known(context), actions[:, t], states[:, t + 1]).z
+            z = self._infer(context, before, actions[:, t], states[:, t + 1]).z
             controls = torch.cat([controls, torch.cat([actions[:, t], z], -1)[:, None]], 1)
         return controls

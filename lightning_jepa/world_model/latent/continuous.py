@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_jepa.world_model.latent.gaussian import GaussianLatent
-from lightning_jepa.world_model.latent.inference import Inferred, Predict, descend, distance
+from lightning_jepa.world_model.latent.inference import (
+    Inferred,
+    Predict,
+    check_memory,
+    descend,
+    distance,
+    random_starts,
+)
 
 
 class ContinuousLatent(GaussianLatent):
@@ -27,9 +34,10 @@ class ContinuousLatent(GaussianLatent):
         steps: of each descent.
         rate: of each step.
         spread: standard deviation of random starts.
+        memory_gb: what the predictions from all starts may take at once.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range; where z is inferred, if those predictions would not fit.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class ContinuousLatent(GaussianLatent):
         steps: int = 20,
         rate: float = 0.2,
         spread: float = 1.0,
+        memory_gb: float = 8.0,
     ) -> None:
         if min(size, starts, steps) < 1 or strength < 0 or not rate > 0 or not spread > 0:
             raise ValueError(
@@ -50,17 +59,20 @@ class ContinuousLatent(GaussianLatent):
             )
         super().__init__(size, state_size, action_size)
         self.strength, self.starts, self.steps, self.rate, self.spread = strength, starts, steps, rate, spread
+        self.memory_gb = memory_gb
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By descent from several starts, the best of which counts."""
         count, aim = len(s), s_y.detach()
+        what, mend = f"descending from {self.starts} starts", "lower latent.starts or data.batch_size"
+        check_memory(what, s_y.numel() * self.starts, s_y, self.memory_gb, mend)
 
         def energy(z: Tensor) -> Tensor:
             return distance(aim[:, None], predict(z)) + self.regulariser(z)
 
-        first = torch.randn(self.starts, count, self.size, device=s.device, dtype=s.dtype) * self.spread
-        first[0] = 0
-        found = descend(energy, first.transpose(0, 1), self.steps, self.rate)
+        first = self.spread * random_starts(count, self.starts, self.size, s, self.training)
+        first[:, 0] = 0
+        found = descend(energy, first, self.steps, self.rate)
         with torch.no_grad():
             best = energy(found).argmin(1)
         z = found[torch.arange(count, device=s.device), best]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_jepa.layers import mlp
-from lightning_jepa.world_model.latent.inference import Inferred, Predict, distance
+from lightning_jepa.world_model.latent.inference import Inferred, Predict, check_memory, distance
 
 
 class DiscreteLatent(nn.Module):
@@ -62,13 +62,12 @@ class DiscreteLatent(nn.Module):
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By trying all codes: exact."""
-        count = len(s)
-        needed = s.numel() * self.codes * s.element_size() / 2**30
-        if needed > self.memory_gb:
-            raise ValueError(
-                f"trying {self.codes} codes for {count} transitions at once takes {needed:.1f} GiB for the predicted "
-                f"states alone, more than latent.memory_gb={self.memory_gb:g}: lower latent.codes or data.batch_size"
-            )
+        count, numbers = len(s), s_y.numel() * self.codes
+        what, mend = (
+            f"trying {self.codes} codes for {count} transitions at once",
+            "lower latent.codes or data.batch_size",
+        )
+        check_memory(what, numbers, s_y, self.memory_gb, mend)
         codes = torch.eye(self.codes, device=s.device, dtype=s.dtype)
         predicted = predict(codes.expand(count, -1, -1))  # [N, K, D]
         error = distance(s_y[:, None], predicted)  # [N, K]

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
 
 from lightning_jepa.layers import mlp
 
@@ -23,10 +24,17 @@ class GaussianLatent(nn.Module):
         state_size: D, numbers of what is known.
         action_size: A.
         hidden: width of the network.
+
+    Raises:
+        ValueError: if there are more numbers than quantiles can be spread over.
     """
 
     def __init__(self, size: int, state_size: int, action_size: int, hidden: int = 128) -> None:
         super().__init__()
+        if size > SobolEngine.MAXDIM:
+            raise ValueError(
+                f"latent.size={size}: give at most {SobolEngine.MAXDIM}, over which futures can be drawn evenly"
+            )
         self.size = self.noise = size
         self.state_size = state_size
         self.network = mlp(state_size + action_size, hidden, 2 * size, 1)
@@ -48,7 +56,7 @@ class GaussianLatent(nn.Module):
 
     def outcomes(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """A few z [N, M, Z], at quantiles that fill the unit cube evenly, each as likely as another [N, M]."""
-        cube = torch.quasirandom.SobolEngine(self.size, scramble=True, seed=0).draw(FEW).to(s)
+        cube = SobolEngine(self.size, scramble=True, seed=0).draw(FEW).to(s)
         mean, std = self.prior(s, a)
         return mean[:, None] + std[:, None] * normal(cube), s.new_full((len(s), FEW), 1 / FEW)
 

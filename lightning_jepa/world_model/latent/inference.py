@@ -1,6 +1,6 @@
 """What it is to infer a latent variable: z = argmin over z of D(s_y, Pred(s_x, a, z)) + R(z) (paper section 4.2).
 
-Legend: N transitions, D state, A action, Z latent, M drawn or guessed.
+Legend: N transitions, D state, A action, Z latent, M drawn or guessed, S starts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 Predict = Callable[[Tensor], Tensor]  # M guesses of each transition's z, [N, M, Z] -> s~_y [N, M, D]
 
@@ -57,20 +57,50 @@ def distance(s_y: Tensor, predicted: Tensor) -> Tensor:
     return (s_y - predicted).square().mean(-1)
 
 
-def descend(objective: Callable[[Tensor], Tensor], z: Tensor, steps: int, rate: float) -> Tensor:
-    """Infer z by Adam from where it is: objective [..., Z] -> [...], z [..., Z] -> [..., Z], no gradient to weights.
+def random_starts(count: int, starts: int, size: int, like: Tensor, training: bool) -> Tensor:
+    """White z to descend from, [N, S, Z]: others each time in training, where no valley is to be favoured.
 
-    Raises:
-        ValueError: if the energy is not finite on the way.
+    Where an energy is asked for they are always the same, for all transitions: so a pair has one energy, and
+    continuations differ by what they are rather than by luck.
     """
-    # Tensors made under inference mode, by whoever calls, can't take part in a graph, but their copies can.
-    with torch.inference_mode(False), torch.enable_grad():
+    if training:
+        return torch.randn(count, starts, size, device=like.device, dtype=like.dtype)
+    return torch.randn(starts, size, generator=Generator().manual_seed(0)).to(like).expand(count, -1, -1)
+
+
+def descend(objective: Callable[[Tensor], Tensor], z: Tensor, steps: int, rate: float) -> Tensor:
+    """The best z that Adam passes on its way: objective [..., Z] -> [...], z [..., Z] -> [..., Z].
+
+    No gradient flows to weights. Where the energy is not finite on the way, neither is z, nor any energy of it.
+    """
+    with torch.enable_grad():
         found = z.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([found], rate)
-        for _ in range(steps):
+        best, least = found.detach().clone(), found.new_full(found.shape[:-1], torch.inf)
+        for step in range(steps + 1):
             energy = objective(found)
-            if not torch.isfinite(energy).all():
-                raise ValueError("the energy of a latent variable is not finite while z is inferred: lower its rate")
-            (found.grad,) = torch.autograd.grad(energy.sum(), found)
-            optimizer.step()
-    return found.detach()
+            now = energy.detach()
+            best = torch.where((now < least)[..., None], found.detach(), best)
+            least = torch.minimum(least, now)  # not a number, if one of both is not
+            if step < steps:
+                (found.grad,) = torch.autograd.grad(energy.sum(), found)
+                optimizer.step()
+    return torch.where(torch.isfinite(least)[..., None], best, torch.nan)
+
+
+def check_memory(what: str, numbers: int, like: Tensor, memory_gb: float, mend: str) -> None:
+    """ValueError if as many numbers do not fit.
+
+    Args:
+        what: takes them.
+        numbers: how many.
+        like: of this precision.
+        memory_gb: what they may take.
+        mend: what to do about it.
+    """
+    needed = numbers * like.element_size() / 2**30
+    if needed > memory_gb:
+        raise ValueError(
+            f"{what} takes {needed:.1f} GiB for the predicted states alone, more than latent.memory_gb={memory_gb:g}: "
+            f"{mend}"
+        )

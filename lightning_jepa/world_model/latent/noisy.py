@@ -17,7 +17,9 @@ class NoisyLatent(GaussianLatent):
     """Amortised inference z ~ q(z | s_x, a, s_y) = N(mean, std^2), with R = strength KL(q | p(z | s, a)).
 
     The regulariser bounds the information of z in nats, as in a variational autoencoder. In training z is drawn; when
-    an energy is asked for, it is the mean, refined by descent of D + strength (-log p(z | s, a)), up to a constant.
+    an energy is asked for, it is the mean, refined by descent, and pays for being less likely than the likeliest one:
+
+        F(x, y) = min_z D(s_y, Pred(s_x, a, z)) + strength log(p(mean | s, a) / p(z | s, a))
 
     Args:
         size: Z.
@@ -62,14 +64,17 @@ class NoisyLatent(GaussianLatent):
         information = self.strength * divergence.sum(-1)
         if self.training:
             z = mean + std * torch.randn_like(std)
+            regulariser = information
         else:
             aim, middle, width = s_y.detach(), expected.detach(), spread.detach()
 
-            def energy(z: Tensor) -> Tensor:
-                unlikely = ((z - middle) / width).square().sum(-1) / 2
-                return distance(aim, predict(z[:, None])[:, 0]) + self.strength * unlikely
+            def unlikely(z: Tensor) -> Tensor:
+                return self.strength * ((z - middle) / width).square().sum(-1) / 2
 
-            z = descend(energy, mean, self.refinement, self.rate)
+            z = descend(
+                lambda z: distance(aim, predict(z[:, None])[:, 0]) + unlikely(z), mean, self.refinement, self.rate
+            )
+            regulariser = unlikely(z)
         predicted = predict(z[:, None])[:, 0]
         error = distance(s_y, predicted)
-        return Inferred(z.detach(), predicted, error, information, error, {"information": information})
+        return Inferred(z.detach(), predicted, error, regulariser, error, {"information": information})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_jepa.world_model.latent.gaussian import GaussianLatent
-from lightning_jepa.world_model.latent.inference import Inferred, Predict, distance
+from lightning_jepa.world_model.latent.inference import Inferred, Predict, distance, random_starts
 
 
 class SparseLatent(GaussianLatent):
@@ -45,8 +45,8 @@ class SparseLatent(GaussianLatent):
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By FISTA from a small random z: at 0 itself a network may have no slope to tell codes apart."""
         aim = s_y.detach()
-        with torch.inference_mode(False), torch.enable_grad():
-            z = 0.1 * torch.randn(len(s), self.size, device=s.device, dtype=s.dtype)
+        with torch.enable_grad():
+            z = 0.1 * random_starts(len(s), 1, self.size, s, self.training)[:, 0]
             ahead, momentum = z, 1.0
             for _ in range(self.steps):
                 ahead = ahead.detach().requires_grad_()
