@@ -60,6 +60,17 @@ def test_the_whole_configuration_resolves(experiment: str | None, tmp_path: Path
     assert [fault for node in nodes(content) for fault in faults(node, complete=True)] == []
 
 
+PLANNERS = sorted(file.stem for file in (Path(CONF) / "planner").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("experiment", ["two_rooms", "hazards"])
+def test_another_planner_takes_the_place_of_an_experiments_own(experiment: str, planner: str) -> None:
+    """As the pages say; nothing of the one that was there is left in its place."""
+    content = OmegaConf.to_container(composed(f"experiment={experiment}", f"planner={planner}").planner, resolve=False)
+    assert [fault for node in nodes(content) for fault in faults(node, complete=True)] == []
+
+
 def arms() -> list[tuple[str, str]]:
     found = [(name, yaml.safe_load((Path(CONF) / "experiment" / f"{name}.yaml").read_text())) for name in EXPERIMENTS]
     return [(name, arm) for name, content in found for arm in content.get("comparison", {}).get("arms", {})]

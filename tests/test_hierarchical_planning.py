@@ -15,6 +15,7 @@ from lightning_jepa.actor.planners.explorer import Explorer
 from lightning_jepa.actor.planners.graph import GraphSearch
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.actor.planners.reactive import Reactive
+from lightning_jepa.actor.planners.tree import TreeSearch
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.subgoal import SubgoalEnergy
 from lightning_jepa.types import Modulation
@@ -58,10 +59,12 @@ def planner(**given: Any) -> HierarchicalPlanner:
     return HierarchicalPlanner({"level1": low, "level2": high}, GoalEnergy, SubgoalEnergy, **given)
 
 
-def walked(of: Any, steps: int, start: Tensor, goal: Tensor) -> tuple[Tensor, TwoLevels, int]:
+def walked(
+    of: Any, steps: int, start: Tensor, goal: Tensor, model: TwoLevels | None = None
+) -> tuple[Tensor, TwoLevels, int]:
     """Where an agent gets that takes two actions of each plan; the world model, and the evaluations it was told."""
     model, generator, modulation, s, spent = (
-        TwoLevels(wall=True),
+        model or TwoLevels(wall=True),
         Generator().manual_seed(0),
         Modulation(goal),
         start,
@@ -82,6 +85,27 @@ def test_subgoals_lead_around_a_wall_that_stops_a_short_sight() -> None:
     assert (short[:, 0] < -0.9).all()
     assert ((found - goal).norm(dim=-1) < 1).all()
     assert spent == model.steps
+
+
+def test_a_level_may_search_a_tree_over_macro_actions() -> None:
+    """Expectimax over four directions above, CEM below: around the wall, as with CEM above."""
+
+    class Branching(TwoLevels):
+        def above(self, number: int) -> Far:
+            far = super().above(number)
+
+            def outcomes(s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+                return far.rollout(s, actions[:, None, None])[:, 0], torch.ones(len(s), 1)
+
+            far.outcomes = outcomes  # type: ignore[assignment]
+            return far
+
+    tree = TreeSearch([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], 4, 400, most=200.0)
+    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)  # type: ignore[arg-type]
+    of = HierarchicalPlanner({"level1": low, "level2": tree}, GoalEnergy, SubgoalEnergy)
+    start, goal = torch.tensor([[-3.0, 0.0]]), torch.tensor([[3.0, 0.0]])
+    found, _, _ = walked(of, 32, start, goal, Branching(wall=True))
+    assert ((found - goal).norm(dim=-1) < 2.5).all()
 
 
 def test_a_level_in_mode_1_does_what_reaches_the_subgoal_without_a_search() -> None:

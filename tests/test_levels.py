@@ -71,6 +71,16 @@ def test_white_macro_actions_are_those_that_were_done() -> None:
     assert torch.allclose(white.white(mean + w @ root.T), w, atol=1e-3)
 
 
+def test_a_step_of_a_level_leads_where_its_rollout_does() -> None:
+    """For planners that branch: macro-actions are white there too; without z there is one outcome."""
+    own = level(remembered=400)
+    own.remember(torch.randn(300, 3, 2))
+    s, w = torch.randn(4, 81), torch.randn(4, 2)
+    states, chances = Whitened(own).outcomes(s, w)
+    torch.testing.assert_close(states[:, 0], Whitened(own).rollout(s, w[:, None, None])[:, 0, 0])
+    assert chances.tolist() == [[1.0]] * 4
+
+
 def test_what_reaches_a_state_is_learned_from_where_actions_led() -> None:
     """a[0..n-1] = A(s2, s2'): in the plane, steps whose sum is the way from one to the other."""
     torch.manual_seed(0)

@@ -138,6 +138,30 @@ def test_the_critic_speaks_where_a_plan_ends() -> None:
     assert float(judged) == pytest.approx(float(plain) + 10, abs=1e-4)
 
 
+def test_a_bound_holds_at_the_root_too() -> None:
+    """After an action that attains it nothing can be gained, and nothing else is tried."""
+    table = Table(3, states=8)
+    values = table.expectimax(0, 1, 1.0)
+    exact, order = min(values), sorted(range(3), key=values.__getitem__)
+    planner = TreeSearch(
+        [[float(k)] for k in order], 1, 10, most=MOST, bound=lambda s, g, left: torch.full((len(s),), exact)
+    )
+    found = planned(table, planner, [0])
+    assert (float(found.cost[0]), table.evaluations) == (pytest.approx(exact, abs=1e-6), 1)
+
+
+@pytest.mark.parametrize(
+    ("price", "message"),
+    [(float("nan"), "not finite"), (-0.1, "a step costs -0.1"), (2.0, r"a step costs 2, .* raise planner.most")],
+)
+def test_a_cost_beyond_the_bounds_is_refused(price: float, message: str) -> None:
+    """Else the search would prune what is best."""
+    table = Table(0)
+    table.cost[:] = price
+    with pytest.raises(ValueError, match=message):
+        planned(table, search(), [0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -125,6 +125,10 @@ class HierarchicalJEPA(nn.Module):
         """Level 1: from s [B, D] by S candidates [B, S, H, A]: [B, S, H, D]."""
         return self.base.rollout(s, actions)
 
+    def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Level 1: what a step may lead to, [N, D], [N, A] -> [N, M, D] and chances [N, M]."""
+        return self.base.outcomes(s, actions)
+
     def lift(self, states: Tensor, number: int) -> Tensor:
         """Successive states of level 1, [B, T, D] -> those of a level [B, T, D']."""
         for above in range(2, number + 1):

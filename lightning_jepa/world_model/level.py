@@ -232,6 +232,14 @@ class Whitened:
         """Macro-actions [..., M] -> the white ones that stand for them."""
         return (actions - self.mean) @ torch.linalg.pinv(self.root).T
 
+    def done(self, actions: Tensor) -> Tensor:
+        """The macro-actions that white ones [..., M] stand for."""
+        return (self.mean + actions @ self.root.T).clamp(-1, 1)
+
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
         """[B, E], [B, S, H, M] -> [B, S, H, E]."""
-        return self.jepa.rollout(s, (self.mean + actions @ self.root.T).clamp(-1, 1))
+        return self.jepa.rollout(s, self.done(actions))
+
+    def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """What a step may lead to, [N, E], [N, M] -> [N, K, E] and chances [N, K]."""
+        return self.jepa.outcomes(s, self.done(actions))

@@ -10,13 +10,14 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.actor.planners.shooting import check_counts
-from lightning_jepa.protocols import Cost, EnergyModel, Planner
+from lightning_jepa.protocols import Cost, CostBuilder, EnergyModel, Planner
 from lightning_jepa.types import Modulation, Plan
 
 
 class ScenarioPlanner:
-    """Any planner, made to minimise a cost over M futures in place of one.
+    """A planner that searches among sequences, made to minimise a cost over M futures in place of one.
 
         F(a) = mean of the worst `tail` of the scenarios' costs + kappa * their standard deviation
 
@@ -31,15 +32,20 @@ class ScenarioPlanner:
         kappa: weight of the standard deviation, 0 for none; it needs two scenarios or more.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or the planner needs more than what sequences cost.
     """
 
     def __init__(self, planner: Planner, scenarios: int, tail: float = 1.0, kappa: float = 0.0) -> None:
         check_counts(scenarios=scenarios)
-        if not 0 < tail <= 1 or (kappa != 0 and scenarios < 2):
+        if not 0 < tail <= 1 or kappa < 0 or (kappa > 0 and scenarios < 2):
             raise ValueError(
                 f"planner.tail={tail}, planner.kappa={kappa}, planner.scenarios={scenarios}: give a share above 0 and "
-                "at most 1, and at least two scenarios where their deviation counts"
+                "at most 1, no reward for risk, and at least two scenarios where their deviation counts"
+            )
+        if isinstance(planner, CostBuilder | HierarchicalPlanner):
+            raise ValueError(
+                f"{type(planner).__name__} plans by more than what sequences cost: judge scenarios with one of cem, icem, "
+                "mppi, gradient and exhaustive"
             )
         self.planner, self.scenarios, self.tail, self.kappa = planner, scenarios, tail, kappa
 
@@ -65,19 +71,21 @@ class ScenarioPlanner:
         """See `protocols.Planner`. Spends M times the model steps; the plan's states are those of one scenario."""
         uniform = torch.rand(self.scenarios, self.horizon, world_model.noise, generator=generator)
         futures = _Futures(world_model, uniform)
-        found = self.planner.plan(s, futures, _Risk(cost, self), modulation, start, generator)
+        abreast = s.repeat(1, self.scenarios)
+        found = self.planner.plan(abreast, futures, _Risk(cost, self), modulation, start, generator)
         states = found.states.unflatten(-1, (self.scenarios, -1))[..., 0, :]
         return Plan(found.actions, states, found.cost, found.evaluations * self.scenarios)
 
     def judged(self, totals: Tensor) -> Tensor:
         """F of the scenarios' costs [..., M] -> [...]."""
-        worst = totals.topk(math.ceil(self.tail * self.scenarios), -1).values
+        counted = math.ceil(self.tail * self.scenarios - 1e-9)  # a share of .07 of 100 is 7, whatever its binary form
+        worst = totals.topk(counted, -1).values
         judged = worst.mean(-1)
         return judged + self.kappa * totals.std(-1) if self.kappa else judged
 
 
 class _Futures:
-    """A world model whose states hold all scenarios side by side, [B, S, H, M D]."""
+    """A world model whose states hold all scenarios side by side, from [B, M D] to [B, S, H, M D]."""
 
     def __init__(self, world_model: EnergyModel, uniform: Tensor) -> None:
         self.world_model, self.uniform = world_model, uniform
@@ -89,7 +97,8 @@ class _Futures:
     def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
         """See `protocols.WorldModel`."""
         uniform = self.uniform[:, : actions.shape[2]]
-        return self.world_model.scenarios(s, actions, uniform).transpose(2, 3).flatten(3)
+        start = s[:, : s.shape[1] // len(uniform)]  # it is the same in all of them
+        return self.world_model.scenarios(start, actions, uniform).transpose(2, 3).flatten(3)
 
 
 class _Risk:

@@ -78,10 +78,10 @@ class TreeSearch:
         simulations: actions tried at most, each with all its outcomes.
         most: what a single step can cost at most.
         discount: of cost.
-        bound: of the cost to come from below; none: costs are not below zero.
+        bound: of the cost to come from below; none: intrinsic costs are not below zero.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range; where it plans, if a cost is.
     """
 
     def __init__(
@@ -130,7 +130,8 @@ class TreeSearch:
         A plan's cost is the lower bound of the action that it begins with. Only that action takes into account what
         else may happen: search again before the next one.
         """
-        self.roots = [Node(one, 0, 0.0, self._most(self.depth)) for one in s]
+        floors = self._floors(s, modulation.goal, self.depth)
+        self.roots = [Node(one, 0, floor, self._most(self.depth)) for one, floor in zip(s, floors, strict=True)]
         evaluations = 0
         for _ in range(self.simulations):
             ways = {row: way for row, root in enumerate(self.roots) if (way := self._way(root))}
@@ -174,10 +175,8 @@ class TreeSearch:
             node, k = way[-1]
             left = self.depth - node.depth - 1
             spent = passing[place] if left else last[place]
-            floors = [0.0] * len(spent)
-            if left and self.bound is not None:
-                goals = given.goal[place].expand(len(spent), -1)
-                floors = self.bound(states[place], goals, left).tolist()
+            self._check(spent)
+            floors = self._floors(states[place], given.goal[place].expand(len(spent), -1), left)
             children = [
                 Node(state, node.depth + 1, floor, self._most(left))
                 for state, floor in zip(states[place], floors, strict=True)
@@ -187,6 +186,27 @@ class TreeSearch:
                 above.visits += 1
                 above.update(len(self.actions))
         return states.shape[1]
+
+    def _floors(self, states: Tensor, goals: Tensor, left: int) -> list[float]:
+        """Of what is still to come, from states [N, D]."""
+        if not left or self.bound is None:
+            return [0.0] * len(states)
+        floors: list[float] = self.bound(states, goals, left).tolist()
+        return floors
+
+    def _check(self, spent: Tensor) -> None:
+        """Bounds are true if costs are what they were said to be."""
+        if not torch.isfinite(spent).all():
+            raise ValueError(
+                "the planning cost is not finite: predicted states or the cost overflow or hold NaN; check that the "
+                "checkpoint was trained (its loss is finite)"
+            )
+        if spent.min() < 0 or spent.max() > self.most:
+            raise ValueError(
+                f"a step costs {float(spent.max() if spent.max() > self.most else spent.min()):g}, but the best action "
+                f"is found by bounds that hold between 0 and planner.most={self.most:g}: raise planner.most, or give a "
+                "cost that is not negative"
+            )
 
     def _most(self, left: int) -> float:
         return self.most * sum(self.discount**t for t in range(left))
