@@ -47,14 +47,19 @@ def data(root: str, **arguments: Any) -> EpisodeData:
 def stage(seed: int = 0, **arguments: Any) -> JEPAPretraining:
     torch.manual_seed(seed)
     encoder, predictor = ConvEncoder(widths=[4], channels=SHAPE[0]), ConvPredictor(SHAPE, 2, hidden=4)
-    criteria = {
-        "vicreg": VarianceCovariance(state_shape=SHAPE),
-        "inverse_dynamics": InverseDynamics(SpatialInverse(SHAPE, 2, hidden=4)),
+    given: dict[str, Any] = {
+        "criteria": {
+            "vicreg": VarianceCovariance(state_shape=SHAPE),
+            "inverse_dynamics": InverseDynamics(SpatialInverse(SHAPE, 2, hidden=4)),
+        },
+        "horizon": 4,
+        "every": 4,
+        "geometry": TemporalContrast(MetricSpace(SIZE, size=3, hidden=8)),
+        "weights": WEIGHTS,
+        **arguments,
     }
-    geometry = TemporalContrast(MetricSpace(SIZE, size=3, hidden=8))
-    given: dict[str, Any] = {"horizon": 4, "every": 4, "geometry": geometry, "weights": WEIGHTS, **arguments}
     jepa = JEPA(encoder, predictor, action_scale=2.45)
-    return JEPAPretraining(jepa, criteria, optimizer=partial(torch.optim.AdamW, lr=1e-3), **given)
+    return JEPAPretraining(jepa, optimizer=partial(torch.optim.AdamW, lr=1e-3), **given)
 
 
 def trainer(folder: Path, *callbacks: L.Callback, **arguments: Any) -> L.Trainer:

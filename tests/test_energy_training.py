@@ -18,6 +18,7 @@ from lightning_jepa.world_model.criteria.barlow import BarlowTwins
 from lightning_jepa.world_model.criteria.contrastive import InfoNCE, MarginHinge
 from lightning_jepa.world_model.criteria.sigreg import SIGReg, Waves
 from lightning_jepa.world_model.criteria.vicreg import VarianceCovariance
+from lightning_jepa.world_model.target import SlowEncoder
 
 B, T, N, H, D = 6, 5, 2, 2, 4
 
@@ -154,13 +155,35 @@ def test_contrastive_energies_part_what_collapsed(criterion: nn.Module) -> None:
         (lambda: SIGReg(directions=0), None, "at least 1"),
         (lambda: InfoNCE(over="batch"), batch(windows=1), "InfoNCE over 'batch' finds no other"),
         (lambda: MarginHinge(over="batch"), batch(windows=1), "hinge over 'batch' finds no other"),
-        (lambda: BarlowTwins(over="batch"), batch(windows=1), "Barlow Twins correlates 1 sample"),
-        (lambda: SIGReg(over="batch"), batch(windows=1), "SIGReg compares the distribution of 1 sample"),
+        (lambda: BarlowTwins(over="batch"), batch(windows=1), "Barlow Twins takes statistics over 1 sample"),
+        (lambda: VarianceCovariance(over="batch"), batch(windows=1), "VICReg takes statistics over 1 sample"),
+        (lambda: SIGReg(over="batch"), batch(windows=1), "SIGReg takes statistics over 1 sample"),
     ],
 )
 def test_what_is_refused(make: Any, x: Encoded | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()(x)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_second_branch_follows_and_gets_no_gradient(decay: float) -> None:
+    """w' <- decay w' + (1 - decay) w after each step; s_y = Enc'(y) is a constant."""
+    torch.manual_seed(0)
+    encoder = nn.Linear(D, D)
+    slow = SlowEncoder(encoder, decay)
+    before = slow.encoder.weight.clone()
+    assert torch.equal(before, encoder.weight)
+    with torch.no_grad():
+        encoder.weight += 1
+    y = torch.randn(3, D)
+    assert not slow(y).requires_grad
+    torch.testing.assert_close(slow(y), y @ before.T + slow.encoder.bias)
+    slow.follow(encoder)
+    torch.testing.assert_close(slow.encoder.weight, decay * before + (1 - decay) * encoder.weight)
+    assert slow.encoder.weight.data_ptr() != encoder.weight.data_ptr()
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="decay"):
+            SlowEncoder(encoder, wrong)
 
 
 CRITERIA: dict[str, Any] = {
@@ -190,8 +213,13 @@ def of_rank(rank: int, store: str, modules: dict[str, nn.Module], encoder: nn.Mo
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     half = Encoded(*(part.chunk(2)[rank] for part in x))
     found = {name: learned(module, encoder, half) for name, module in modules.items()}
-    for loss, gradients in found.values():
-        for part in (loss, *gradients):
+    uneven = Encoded(*(part.split([3, 5])[rank] for part in x))
+    for name in ("infonce", "infonce over the batch"):
+        loss = learned(modules[name], encoder, uneven)[0] * len(uneven.states) / len(x.states)
+        dist.all_reduce(loss)
+        found[f"{name}, unevenly"] = loss, []
+    for name in modules:
+        for part in (found[name][0], *found[name][1]):
             dist.all_reduce(part)
             part /= 2
     if rank == 0:
@@ -216,3 +244,5 @@ def test_value_and_gradient_on_two_processes_are_those_of_the_joint_batch(tmp_pa
         torch.testing.assert_close(found[name][0], loss, msg=lambda text, name=name: f"{name}: {text}")
         for one, joint in zip(found[name][1], gradients, strict=True):
             torch.testing.assert_close(one, joint, msg=lambda text, name=name: f"gradient of {name}: {text}")
+    for name in ("infonce", "infonce over the batch"):  # as validation ends
+        torch.testing.assert_close(found[f"{name}, unevenly"][0], expected[name][0])

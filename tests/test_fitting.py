@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 from lightning_jepa.callbacks.checkpoints import LastCheckpoint
 from lightning_jepa.callbacks.collapse import CollapseAlarm
 from lightning_jepa.callbacks.data_watch import DataWatch
+from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
 from lightning_jepa.stages.monitors import LinearProbe
 from lightning_jepa.types import Window
+from lightning_jepa.world_model.criteria.contrastive import InfoNCE, MarginHinge
+from lightning_jepa.world_model.target import SlowEncoder
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +181,45 @@ class SameWeights(L.Callback):
             assert torch.equal(ranks[0], ranks[1])
 
 
+def contrastive() -> JEPAPretraining:
+    names = {"prediction": 1.0, "nce": 1.0, "hinge": 1.0}
+    return stage(criteria={"infonce": InfoNCE(over="batch"), "hinge": MarginHinge()}, weights=names, geometry=None)
+
+
+def test_a_last_window_alone_has_something_to_contrast_with(shards: str, tmp_path: Path) -> None:
+    """Five windows in batches of four: validation goes through, in which the last window stands beside its copies."""
+    fitting = trainer(tmp_path)
+    fitting.fit(contrastive(), data(shards, val_windows_per_episode=1))
+    assert math.isfinite(fitting.callback_metrics["val/hinge"])
+
+
+def test_a_slow_encoder_follows_in_each_step(shards: str, tmp_path: Path) -> None:
+    """With a decay of 0 it ends as the encoder does; with one of 0.99 it lies between where both began and there."""
+    for decay in (0.0, 0.99):
+        module = stage(target=partial(SlowEncoder, decay=decay))
+        assert module.target is not None
+        begin = [weight.clone() for weight in module.target.encoder.parameters()]
+        trainer(tmp_path).fit(module, data(shards))
+        for first, slow, fast in zip(
+            begin, module.target.encoder.parameters(), module.jepa.encoder.parameters(), strict=True
+        ):
+            if decay:
+                moved = (slow - first).norm() / (fast - first).norm()
+                assert 0 < moved < 0.1
+            else:
+                assert torch.equal(slow, fast)
+
+
 @pytest.mark.distributed
-def test_two_processes_end_with_equal_weights(shards: str, tmp_path: Path) -> None:
-    """Ten windows in one batch of twelve: the second process validates nothing but padding, and must not hang."""
+@pytest.mark.parametrize(("make", "batch_size"), [(stage, 12), (contrastive, 4)])
+def test_two_processes_end_with_equal_weights(make: Any, batch_size: int, shards: str, tmp_path: Path) -> None:
+    """Ten windows in one batch of twelve: the second process validates nothing but padding, and must not hang.
+
+    In batches of four: at the end the first process has two windows more, and the second none.
+    """
     strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo", timeout=timedelta(minutes=2))
     fitting = trainer(tmp_path, SameWeights(), devices=2, strategy=strategy)
-    module = stage()
+    module = make()
     before = {name: weight.clone() for name, weight in module.named_parameters()}
-    fitting.fit(module, data(shards, batch_size=12))  # fails if one of the processes does
+    fitting.fit(module, data(shards, batch_size=batch_size))  # fails if one of the processes does
     assert all(not torch.equal(before[name], weight) for name, weight in module.named_parameters())

@@ -192,8 +192,9 @@ class JEPAPretraining(L.LightningModule):
         """The same terms on layouts that were never trained on, and what the states hold."""
         mask = batch[0].mask
         rows = int(mask.sum())
-        # Ranks average together, so one that got nothing but padding takes part, with weight 0.
-        kept = mask if rows else ~mask
+        # Ranks average together, so one that got nothing but padding takes part, with weight 0; and criteria need two
+        # windows to tell apart, so a last one takes its copies along.
+        kept = mask if rows > 1 else torch.ones_like(mask)
         windows = self.viewed(tuple(Window(*(part[kept] for part in window)) for window in batch))
         terms, states = self.terms(windows)
         self.log_dict(

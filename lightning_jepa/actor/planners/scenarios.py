@@ -44,8 +44,8 @@ class ScenarioPlanner:
             )
         if isinstance(planner, CostBuilder | HierarchicalPlanner):
             raise ValueError(
-                f"{type(planner).__name__} plans by more than what sequences cost: judge scenarios with one of cem, icem, "
-                "mppi, gradient and exhaustive"
+                f"{type(planner).__name__} plans by more than what sequences cost: judge scenarios with one of cem, "
+                "icem, mppi, gradient and exhaustive"
             )
         self.planner, self.scenarios, self.tail, self.kappa = planner, scenarios, tail, kappa
 

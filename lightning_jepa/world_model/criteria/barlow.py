@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_jepa.types import Encoded
 from lightning_jepa.world_model.criteria.samples import Samples
-from lightning_jepa.world_model.criteria.statistics import precise, sum_of_products
+from lightning_jepa.world_model.criteria.statistics import check_samples, precise, sum_of_products
 
 
 class BarlowTwins(nn.Module):
@@ -48,11 +48,7 @@ class BarlowTwins(nn.Module):
             ValueError: if there are fewer than two samples.
         """
         x, y = (self.samples(states.flatten(1, 2)) for states in (batch.predicted, batch.s_y))
-        if x.shape[1] < 2:
-            raise ValueError(
-                f"Barlow Twins correlates {x.shape[1]} sample(s): it needs at least 2, and means something with many "
-                f"more; raise data.batch_size, or take them over another axis"
-            )
+        check_samples(x.shape[1], self.samples.joint, "Barlow Twins")
         with torch.autocast(x.device.type, enabled=False):
             x, y = self._unit(precise(x)), self._unit(precise(y))
             c = sum_of_products(x, y, self.samples.joint)

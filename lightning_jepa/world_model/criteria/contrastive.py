@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_jepa.types import Encoded
-from lightning_jepa.world_model.criteria.statistics import gathered, precise, processes
+from lightning_jepa.world_model.criteria.statistics import gathered, precise
 
 OVER = ("batch_time", "batch", "time")
 
@@ -103,15 +103,16 @@ def contrasts(batch: Encoded, over: str, who: str) -> tuple[Tensor, Tensor]:
     """
     predicted, s_y = batch.predicted.flatten(1, 2), batch.s_y.flatten(1, 2)  # [B, Q, D]
     windows, ahead = predicted.shape[:2]
-    rank = processes()[0]
     if over == "time":
         right = torch.arange(ahead, device=predicted.device).expand(windows, -1)
     elif over == "batch":
-        predicted, s_y = predicted.transpose(0, 1), gathered(s_y).transpose(0, 1)
-        right = (rank * windows + torch.arange(windows, device=predicted.device)).expand(ahead, -1)
+        s_y, first = gathered(s_y)
+        predicted, s_y = predicted.transpose(0, 1), s_y.transpose(0, 1)
+        right = (first + torch.arange(windows, device=predicted.device)).expand(ahead, -1)
     else:
-        predicted, s_y = predicted.flatten(0, 1)[None], gathered(s_y).flatten(0, 1)[None]
-        right = (rank * windows * ahead + torch.arange(windows * ahead, device=predicted.device))[None]
+        s_y, first = gathered(s_y)
+        predicted, s_y = predicted.flatten(0, 1)[None], s_y.flatten(0, 1)[None]
+        right = (first * ahead + torch.arange(windows * ahead, device=predicted.device))[None]
     if s_y.shape[1] < 2:
         raise ValueError(
             f"{who} over {over!r} finds no other state to contrast with: raise data.batch_size, the number of "

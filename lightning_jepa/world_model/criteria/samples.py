@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_jepa.world_model.criteria.statistics import everywhere, precise
+from lightning_jepa.world_model.criteria.statistics import check_samples, everywhere, precise
 
 
 class Samples(nn.Module):
@@ -62,10 +62,10 @@ class Samples(nn.Module):
         expanded: Tensor = self.expander(samples)
         if self.over == "place":
             expanded = precise(expanded)
-            count = everywhere(expanded.new_tensor(states.shape[0] * states.shape[1]))
-            if count < 2:
-                raise ValueError("statistics over 1 state: over='place' needs at least 2; raise data.batch_size")
-            expanded = expanded - everywhere(expanded.sum((0, 1))) / count
+            count = states.shape[0] * states.shape[1]
+            check_samples(count, self.joint, "a mean of each place (over='place')")
+            total = everywhere(expanded.new_tensor(count))
+            expanded = expanded - everywhere(expanded.sum((0, 1))) / total
         if self.over in ("batch_time", "place"):
             return expanded.flatten(0, 2)[None]
         if self.over == "batch":

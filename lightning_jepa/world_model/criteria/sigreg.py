@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_jepa.types import Encoded
 from lightning_jepa.world_model.criteria.samples import Samples
-from lightning_jepa.world_model.criteria.statistics import everywhere, precise
+from lightning_jepa.world_model.criteria.statistics import check_samples, everywhere, precise
 
 
 class SIGReg(nn.Module):
@@ -58,11 +58,7 @@ class SIGReg(nn.Module):
             ValueError: if there are fewer than two samples.
         """
         v = self.samples(batch.states)
-        if v.shape[1] < 2:
-            raise ValueError(
-                f"SIGReg compares the distribution of {v.shape[1]} sample(s) with a Gaussian: it needs at least 2, and "
-                f"means something with many more; raise data.batch_size, or take them over another axis"
-            )
+        check_samples(v.shape[1], self.samples.joint, "SIGReg")
         with torch.autocast(v.device.type, enabled=False):
             v = precise(v)
             a = self._directions(v)

@@ -46,14 +46,38 @@ def everywhere(local: Tensor) -> Tensor:
     return summed
 
 
-def gathered(local: Tensor) -> Tensor:
-    """The samples [N, D] of all processes, equally many each, in the order of their ranks: [processes N, D]."""
+def gathered(local: Tensor) -> tuple[Tensor, int]:
+    """The samples [N, ...] of all processes, in the order of their ranks, and the place of this one's first.
+
+    There may be more on some: validation ends with what is left.
+    """
     rank, count = processes()
     if count == 1:
-        return local
-    slots = local.new_zeros(count, *local.shape)
-    slots[rank] = local
-    return everywhere(slots).flatten(0, 1)
+        return local, 0
+    sizes = torch.zeros(count, dtype=torch.long, device=local.device)
+    sizes[rank] = len(local)
+    dist.all_reduce(sizes)
+    ends = sizes.cumsum(0).tolist()
+    start = ends[rank] - len(local)
+    slots = local.new_zeros(ends[-1], *local.shape[1:])
+    slots[start : start + len(local)] = local
+    return everywhere(slots), start
+
+
+def check_samples(count: int, joint: bool, who: str) -> None:
+    """ValueError if there are too few samples to differ from their mean.
+
+    Args:
+        count: of this process.
+        joint: whether the other processes have as many of the same.
+        who: takes statistics of them.
+    """
+    total = count * (processes()[1] if joint else 1)
+    if total < 2:
+        raise ValueError(
+            f"{who} takes statistics over {total} sample(s): it needs at least 2, and means something with many more; "
+            "raise data.batch_size, or take them over another axis"
+        )
 
 
 def precise(x: Tensor) -> Tensor:
@@ -74,7 +98,7 @@ def sum_of_products(x: Tensor, y: Tensor, joint: bool = True) -> Tensor:
     return everywhere(local) if joint else local
 
 
-def covariance(x: Tensor, joint: bool = True) -> Tensor:
+def covariance(x: Tensor, joint: bool = True, who: str = "a covariance") -> Tensor:
     """Unbiased covariance of the features within each group, [G, N, D] -> [G, D, D].
 
     Samples are centred before they are squared, so that a small variance around a large mean is not lost; and nothing
@@ -83,15 +107,12 @@ def covariance(x: Tensor, joint: bool = True) -> Tensor:
     Args:
         x: samples.
         joint: see `sum_of_products`.
+        who: asks, for the message.
 
     Raises:
         ValueError: if a group has fewer than two samples.
     """
-    if x.shape[1] < 2:
-        raise ValueError(
-            f"statistics over {x.shape[1]} sample(s): variance and covariance need at least 2, and mean something with "
-            f"many more; raise data.batch_size, or take them over another axis"
-        )
+    check_samples(x.shape[1], joint, who)
     with torch.autocast(x.device.type, enabled=False):
         x = precise(x)
         one = torch.ones_like(x[..., :1])

@@ -54,7 +54,7 @@ class VarianceCovariance(nn.Module):
         Raises:
             ValueError: if the states are not of the given shape, or too few for statistics.
         """
-        cov = covariance(self.samples(batch.states), self.samples.joint)
+        cov = covariance(self.samples(batch.states), self.samples.joint, "VICReg")
         variance = cov.diagonal(dim1=1, dim2=2)
         features = variance.shape[1]
         off_diagonal = (cov - torch.diag_embed(variance)).square().sum((1, 2))
