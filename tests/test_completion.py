@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data_pipelines.sources.bouncing import BouncingPictures, Clips
 from lightning_jepa.evaluation.completion import CompletionExam, Readout
 from lightning_jepa.evaluation.results import load
+from lightning_jepa.evaluation.watching import Watcher
 from lightning_jepa.perception.conv import ConvEncoder
 from lightning_jepa.perception.pixels import PixelEncoder
 from lightning_jepa.types import Training
@@ -126,8 +127,30 @@ def test_the_exam_on_a_model_without_training(latent: bool, tmp_path: Path) -> N
     assert precision["constant_velocity"][0] > 0.8
     assert metrics["auroc_other_clip"] > 0.6
     assert set(precision) >= ({"min_z", "expected"} if latent else set())
+    for name in {"min_z", "expected"} & set(precision):
+        assert metrics[f"location_ap_8_{name}"] == precision[name][5]
     with Image.open(tmp_path / "figures" / "completion.png") as picture:
         assert picture.width > 300
+
+
+def test_a_watcher_asks_its_model() -> None:
+    """In pieces that fit in memory: the likeliest future, the one that the best z explains, and draws of the prior."""
+    torch.manual_seed(0)
+    predictor = ConvPredictor((4, 2, 2), 3, hidden=8, history=2)
+    nn.init.normal_(predictor.last.weight)
+    jepa = LatentJEPA(DiscreteLatent(3, 32, 0), ConvEncoder(1, 8, (4, 4), 4, largest_side=2), predictor).eval()
+    watcher = Watcher(jepa)
+    frames = torch.randint(0, 256, (70, 5, 1, 8, 8), dtype=torch.uint8)
+    seen, s_y = watcher.states(frames.numpy()).split([2, 3], 1)
+    nothing = torch.zeros(70, 4, 0)
+    explained = jepa.complete(seen, nothing, s_y)
+    torch.testing.assert_close(watcher.predicted(seen, 3), jepa.predict(seen, nothing))
+    torch.testing.assert_close(watcher.explained(seen, s_y), explained.predicted)
+    torch.testing.assert_close(watcher.energy(seen, s_y), explained.energy)
+    assert explained.distance[:, 0].mean() < (jepa.predict(seen, nothing) - s_y)[:, 0].square().mean()
+    drawn = watcher.drawn(seen, 3, 40)
+    assert drawn.shape == (70, 40, 3, 16)
+    assert drawn[:, :, 0].std(1).max() > 0.1
 
 
 def test_the_exam_on_a_model_that_knows_motion(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pretraining import SIZE, WEIGHTS, collect_shards, data, first_batch, stage,
 from torch import nn
 
 from lightning_jepa.callbacks.checkpoints import LastCheckpoint
+from lightning_jepa.callbacks.gradients import GradientAlarm
 from lightning_jepa.types import Encoded
 from lightning_jepa.world_model.criteria.temporal_contrast import TemporalContrast
 from lightning_jepa.world_model.metric import MetricSpace
@@ -149,6 +150,33 @@ def test_an_energy_that_is_not_finite_is_named_and_the_last_good_checkpoint_stay
         fit.fit(module, datamodule=data(shards))
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 3
+    assert all(part.isfinite().all() for part in kept["state_dict"].values() if part.is_floating_point())
+
+
+class Steep(nn.Module):
+    """A finite term whose slope is not, from the fourth batch on: the square root of nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, batch: Encoded) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        return {"fragile": (batch.states.mean() * (1.0 if self.calls < 4 else 0.0)).abs().sqrt()}
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_slope_that_is_not_finite_reaches_neither_weights_nor_checkpoint(
+    steps: int, shards: str, tmp_path: Path
+) -> None:
+    module = stage(weights={**WEIGHTS, "fragile": 1.0})
+    module.criteria["steep"] = Steep()
+    fit = trainer(tmp_path, LastCheckpoint(str(tmp_path), steps), GradientAlarm(), enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"step 3: the gradient of jepa.encoder.*resume=auto"):
+        fit.fit(module, datamodule=data(shards))
+    assert all(weight.isfinite().all() for weight in module.parameters())
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == (3 if steps == 1 else 2)
     assert all(part.isfinite().all() for part in kept["state_dict"].values() if part.is_floating_point())
 
 

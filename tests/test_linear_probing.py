@@ -16,6 +16,7 @@ from torch import nn
 
 from data_pipelines.datamodule import EpisodeData
 from data_pipelines.source import SourceCollection
+from data_pipelines.sources.bouncing import BouncingPictures
 from data_pipelines.sources.idx import IdxPictures
 from lightning_jepa.evaluation.labels import LabelExam
 from lightning_jepa.evaluation.results import load
@@ -91,6 +92,20 @@ def test_what_is_there_is_read_and_the_encoder_stays(folder: Path, tmp_path: Pat
     assert set(load(tmp_path / "exam" / "seed_0.json").tables["classes"]) == {"0", "1", "2"}
     with Image.open(tmp_path / "exam" / "figures" / "neighbours.png") as picture:
         assert picture.width > 300
+
+
+def test_any_label_of_any_shards_is_read(tmp_path: Path) -> None:
+    """The second of two digits that fly, by the name of its column among others."""
+    scenes = BouncingPictures(train=60, val=20, things=2, side=SIDE, zoom=1, steps=1, fastest=1.0)
+    SourceCollection(scenes, str(tmp_path / "shards"), episodes_per_shard=30).run()
+    stage = probe(classes=10, label="class_1")
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(stage, datamodule=data(tmp_path))
+    batch = next(iter(fit.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+    _, labels = stage._read(batch[0])
+    column = scenes.truth_names.index("class_1")
+    assert torch.equal(labels, batch[0].truth[..., column].flatten().long())
+    assert len(labels.unique()) > 3
 
 
 def test_the_control_learns_its_encoder_too(folder: Path, tmp_path: Path) -> None:

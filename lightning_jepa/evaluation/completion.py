@@ -133,7 +133,7 @@ class CompletionExam:
         }
         metrics: Rows = {f"auroc_{name}": row for name, row in ranks["most_surprising_frame"].items()}
         metrics["location_map"] = over_time(precision["predicted"])
-        for name in ("predicted", "min_z"):
+        for name in ("predicted", "min_z", "expected"):
             if name in precision:
                 metrics[f"location_ap_8_{name}"] = mean([precision[name][min(8, self.horizon) - 1]])
         rows = {name: {f"{t + 1}": mean([value]) for t, value in enumerate(found)} for name, found in precision.items()}

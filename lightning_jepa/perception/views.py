@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
@@ -17,7 +18,7 @@ from lightning_jepa.types import Window
 
 
 class Views(nn.Module, ABC):
-    """What makes x and y of a picture; a subclass says how. The same seed and step make the same views.
+    """What makes x and y of a picture; a subclass says how. The same seed, step and process make the same views.
 
     Args:
         seed: of all that is random.
@@ -42,7 +43,8 @@ class Views(nn.Module, ABC):
             )
         if self.training:
             self.drawn += 1
-        generator = Generator().manual_seed(self.seed * 1_000_003 + int(self.drawn))
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        generator = Generator().manual_seed(self.seed * 1_000_003 + int(self.drawn) + (rank << 40))
         x, y = self.pair(window.observations[:, 0], generator)
         nothing = window.body.new_zeros(len(x), 1, 1, 0)
         twice = {name: getattr(window, name).repeat_interleave(2, 1) for name in ("body", "energies", "truth", "times")}
