@@ -57,6 +57,18 @@ def test_steps_make_new_views_and_a_checkpoint_goes_on_with_the_next() -> None:
     assert torch.equal(views(batch).observations, views(batch).observations)
 
 
+def test_each_process_has_views_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else row i of every process would be moved and turned alike."""
+    batch, made = window(pictures()), []
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        made.append(TwoViews()(batch).observations)
+    monkeypatch.undo()
+    assert torch.equal(TwoViews()(batch).observations, made[0])
+    assert not torch.equal(made[0], made[1])
+
+
 def test_views_that_change_nothing_are_the_picture() -> None:
     still = TwoViews(shift=0, scale=1, turn=0, mirror=0, light=0, erase=0)
     made = still(window(pictures())).observations
