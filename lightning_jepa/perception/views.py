@@ -44,7 +44,7 @@ class Views(nn.Module, ABC):
         if self.training:
             self.drawn += 1
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        generator = Generator().manual_seed(self.seed * 1_000_003 + int(self.drawn) + (rank << 40))
+        generator = Generator().manual_seed(self.seed * 1_000_003 + int(self.drawn) + 250_000_013 * rank)
         x, y = self.pair(window.observations[:, 0], generator)
         nothing = window.body.new_zeros(len(x), 1, 1, 0)
         twice = {name: getattr(window, name).repeat_interleave(2, 1) for name in ("body", "energies", "truth", "times")}
