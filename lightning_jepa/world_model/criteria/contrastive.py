@@ -24,6 +24,8 @@ class InfoNCE(nn.Module):
         temperature: tau.
         over: the other states y'. "batch_time": all that are predicted of any window. "batch": those as far ahead in
             other windows. "time": others of the same window, which what stays constant in an episode can't tell apart.
+            Where predictions overlap (stage.every < stage.horizon) the first and the last meet the right state again
+            and take it for another one.
 
     Raises:
         ValueError: if `over` is unknown, or the temperature not above zero.
