@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_jepa.callbacks.checkpoints import LastCheckpoint
 from lightning_jepa.callbacks.collapse import CollapseAlarm
+from lightning_jepa.callbacks.curves import Curves
 from lightning_jepa.callbacks.data_watch import DataWatch
 from lightning_jepa.stages.jepa_pretraining import JEPAPretraining
 from lightning_jepa.stages.monitors import LinearProbe
@@ -154,6 +155,39 @@ def test_resuming_is_bit_equal(written: int, shards: str, tmp_path: Path) -> Non
     assert one["lr_schedulers"] == two["lr_schedulers"]
     moments = [[*state["state"].values()] for (state,) in (one["optimizer_states"], two["optimizer_states"])]
     assert all(torch.equal(a[key], b[key]) for a, b in zip(*moments, strict=True) for key in a)
+
+
+@pytest.mark.parametrize("every", [STEPS, 2 * STEPS, STEPS - 1, 3])
+def test_a_run_that_is_killed_often_takes_as_many_steps_and_validates_each_epoch(
+    every: int, shards: str, tmp_path: Path
+) -> None:
+    """Wherever checkpoints lie, and at the end too, where there is nothing left to do."""
+
+    class KilledAfter(L.Callback):
+        def __init__(self, steps: int) -> None:
+            self.left = steps
+
+        def on_train_batch_start(
+            self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyError("killed")
+
+    resume, epochs = None, 5
+    for steps in (2 * STEPS + 1, 2 * STEPS, 100, 100, 100):
+        curves, last = Curves(), LastCheckpoint(str(tmp_path), every)
+        fit = trainer(tmp_path, curves, last, KilledAfter(steps), max_epochs=epochs, enable_checkpointing=True)
+        try:
+            fit.fit(stage(), data(shards), ckpt_path=resume, weights_only=True)
+        except KeyError:
+            assert steps < 100
+        resume = last.path
+    assert fit.global_step == epochs * STEPS
+    kept = torch.load(last.path, weights_only=True)
+    assert kept["global_step"] == epochs * STEPS
+    seen = [step for step, _ in curves.curves["monitor/effective_rank"]]
+    assert seen == [STEPS * epoch for epoch in range(1, epochs + 1)]
 
 
 def gathered(value: Tensor) -> list[Tensor]:
