@@ -131,6 +131,19 @@ def test_a_batch_of_padding_weighs_nothing(shards: str, monkeypatch: pytest.Monk
     assert sum(map(len, module.probe.states)) == 0
 
 
+def test_what_changes_in_an_episode_tells_no_layouts_apart(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A light that goes on and off, in the truth beside what a layout is: probes are tested on other layouts still."""
+    module, whole = stage(), first_batch(shards)
+    light = torch.rand(*whole[0].truth.shape[:2], 1)
+    windows = (whole[0]._replace(truth=torch.cat([whole[0].truth, light], -1)), *whole[1:])
+    module.probe = LinearProbe(("agent_x", "agent_y", "wall_x", "door_y", "light"))
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    module.validation_step(windows, 0)
+    groups, factors = module.probe.groups[0], module.probe.factors[0]
+    assert groups[:, [0, 1, 4]].abs().max() == 0
+    assert torch.equal(groups[:, 2:4], factors[:, 2:4])
+
+
 @pytest.mark.parametrize("written", [STEPS, STEPS // 2 + STEPS])
 def test_resuming_is_bit_equal(written: int, shards: str, tmp_path: Path) -> None:
     """N steps == k steps, written at the end or in the middle of an epoch, killed, resumed, N - k steps."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from data_pipelines.worlds.distraction import DistractedRooms
 from data_pipelines.worlds.mazes import MazeLayouts
@@ -26,6 +26,7 @@ from lightning_jepa.cost.subgoal import SubgoalEnergy
 from lightning_jepa.evaluation.hierarchy import HierarchyExam
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.subgoals import ShuffledMacros
+from lightning_jepa.evaluation.walks import random_walks
 from lightning_jepa.types import Training
 
 STEPS = 4  # of level 1 in one of level 2
@@ -115,7 +116,7 @@ def exam(**changes: Any) -> HierarchyExam:
         "distractor": "light",
         "macro_bound": 1.0,
         "episodes": 10,
-        "few_episodes": 10,
+        "few_episodes": 6,
         "steps": 80,
         "horizon": 8,
         "fit_walks": 60,
@@ -136,7 +137,9 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
     assert rows["oracle_subgoals"] >= 0.6
     assert set(rows) > {"hierarchical_cem", "flat_cem", "flat_cem_long"}
     assert found["hierarchical_success_5_7"] == rows["hierarchical_cem"]
-    assert found["gain_over_flat"] == rows["hierarchical_cem"] - rows["flat_cem"]
+    assert found["gain_over_flat"] == rows["headline_on_the_tasks_of_others"] - rows["flat_cem"]
+    assert written.tables["5_7"]["headline_on_the_tasks_of_others"]["success"].n == 6
+    assert found["level2_gain_8"] == pytest.approx(found["level1_error_8"] - found["level2_error_8"])
     assert max(rows["random_subgoals"], rows["shuffled_macros"]) <= 0.3
     assert written.floors["expert_5_7"].value == 1
     evaluations = {name: row["evaluations"].value for name, row in written.tables["5_7"].items()}
@@ -147,6 +150,19 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
     for name in ("levels", "paths"):
         with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
             picture.load()
+
+
+def test_the_light_of_each_walk_is_its_own() -> None:
+    """Else a probe for it reads the time."""
+    light = random_walks(DistractedRooms(MazeLayouts()), "train", 40, 8, Generator().manual_seed(0)).truth[..., -1]
+    assert len(light.unique(dim=0)) > 20
+    assert 0.2 < light[:, 0].mean() < 0.8
+
+
+def test_levels_whose_steps_do_not_fit_are_found_before_anything_is_measured(tmp_path: Path) -> None:
+    made = exam(horizon=12)
+    with pytest.raises(ValueError, match="set evaluation.horizon to an even multiple of 4"):
+        made.run(Stage(made.world), 0, tmp_path, Training())
 
 
 def test_one_level_is_no_hierarchy(tmp_path: Path) -> None:

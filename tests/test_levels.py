@@ -11,6 +11,7 @@ from stacking import ABOVE, level, stacked
 
 from lightning_jepa import checkpoint
 from lightning_jepa.actor.reaching import Reaching
+from lightning_jepa.perception.conv import ConvEncoder
 from lightning_jepa.world_model.convolutional import ConvPredictor
 from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
 from lightning_jepa.world_model.jepa import JEPA
@@ -111,6 +112,9 @@ def test_levels_that_do_not_fit_are_refused() -> None:
     assert isinstance(base, JEPA)
     with pytest.raises(ValueError, match="level 2 stands for actions of 4 numbers, those of level 1 have 2"):
         HierarchicalJEPA(base, [level(3, 4, 2)])
+    wide = JEPA(ConvEncoder(widths=[4], channels=4), ConvPredictor((4, 9, 9), 2, hidden=4), action_scale=2.45)
+    with pytest.raises(ValueError, match="level 2 was made for states of 162 numbers, those of level 1 have 324"):
+        HierarchicalJEPA(wide, [level()])
     with pytest.raises(ValueError, match="level 3: this hierarchy has the levels 1 to 2"):
         stacked().hierarchy.level(3)
     with pytest.raises(ValueError, match=r"joint=2\.0"):

@@ -57,7 +57,7 @@ class MazeLayouts:
     def factors(self, ids: Tensor) -> Tensor:
         """[B] -> [B, E]: 1 where there is a passage, 0 where there is a wall."""
         first, second = self.pairs.unbind(-1)
-        drawn = hashed(ids.numpy()[:, None], np.arange(len(first)))
+        drawn = hashed(ids.cpu().numpy()[:, None], np.arange(len(first)))
         weight = torch.from_numpy((drawn >> np.uint64(11)).astype(np.float64) / 2**53)
         # The least weight that the worst passage on a way between two cells can have. A passage is part of the tree of
         # least weight if no other way between its cells does better.
@@ -65,7 +65,7 @@ class MazeLayouts:
         worst[:, first, second] = worst[:, second, first] = weight
         for by in range(self.cells**2):
             worst = torch.minimum(worst, torch.maximum(worst[:, :, by, None], worst[:, by, None, :]))
-        return (weight <= worst[:, first, second]).float()
+        return (weight <= worst[:, first, second]).float().to(ids.device)
 
     def walls(self, ids: Tensor) -> Tensor:
         """[B] -> [B, 4 + (n - 1)^2, 4]: four border walls and those between cells without a passage."""

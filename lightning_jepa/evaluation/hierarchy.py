@@ -40,6 +40,7 @@ from lightning_jepa.types import Tasks, Training
 
 MakePlanner = Callable[..., Planner]
 SHOWN = 4  # episodes in the picture
+SAME_TASKS = "headline_on_the_tasks_of_others"
 
 
 class GuidedPlanner(Planner, Guided, Protocol):
@@ -130,8 +131,15 @@ class HierarchyExam:
         Raises:
             ValueError: if the stage has one level alone.
         """
-        if getattr(stage.jepa, "depth", 1) < 2:
+        depth = getattr(stage.jepa, "depth", 1)
+        if depth < 2:
             raise ValueError("this exam is a hierarchy's: evaluate a checkpoint of train=level2 or above")
+        for stride in (stage.jepa.stride(number) for number in range(2, depth + 1)):
+            if self.horizon // 2 % stride:
+                raise ValueError(
+                    f"errors are measured {self.horizon // 2} and {self.horizon} steps ahead, a level has steps of "
+                    f"{stride}: set evaluation.horizon to an even multiple of {stride}"
+                )
         stage.to(self.world.device)
         stage.eval()
         levels = level_rows(self.world, stage.jepa, self.fit_walks, self.test_walks, self.horizon, seed)
@@ -143,6 +151,7 @@ class HierarchyExam:
                 runs, wanted = self._planned(stage, key, seed, bar)
                 shown = next(iter(runs.values()))
                 tables[key] = {name: run.rows() for name, run in runs.items()}
+                tables[key][SAME_TASKS] = next(iter(runs.values())).first(len(self.few[key].layouts)).rows()
                 floors |= self._floors(key, seed, bar)
         assert shown is not None
         metrics = self._metrics(tables, levels)
@@ -215,7 +224,7 @@ class HierarchyExam:
         hardest = tables[list(tables)[-1]]
         best = max((f"flat_{name}" for name in self.flat), key=lambda name: hardest[name]["success"].value)
         ratio = hardest[ours]["evaluations"].value / hardest[best]["evaluations"].value
-        gain = hardest[ours]["success"].value - hardest[equal]["success"].value
+        gain = hardest[SAME_TASKS]["success"].value - hardest[equal]["success"].value
         rows: Rows = {}
         for key, table in tables.items():
             rows[f"hierarchical_success_{key}"] = table[ours]["success"]
@@ -225,9 +234,12 @@ class HierarchyExam:
             "evaluations_ratio": mean([ratio]),
             "ms_per_decision": hardest[ours]["ms_per_decision"],
         }
+        lowest = levels[0].errors
         for number, level in enumerate(levels, 1):
             for ahead in (self.horizon // 2, self.horizon):
                 rows[f"level{number}_error_{ahead}"] = mean(level.errors[ahead].tolist())
+                if number > 1:
+                    rows[f"level{number}_gain_{ahead}"] = mean((lowest[ahead] - level.errors[ahead]).tolist())
             if self.distractor is not None:
                 rows[f"distractor_probe_s{number}"] = level.r2[self.distractor]
             rows[f"room_probe_s{number}"] = _worse(level.r2["agent_x"], level.r2["agent_y"])

@@ -37,7 +37,7 @@ def random_walks(
     whole action bound: smooth enough to leave the place, with walls in the way.
     """
     layouts = draw_layouts(world, split, count, generator)
-    starts = draw_positions(world, layouts, generator)
+    starts = world.starts(draw_positions(world, layouts, generator), generator)
     first = 2 * math.pi * torch.rand(count, 1, generator=generator)
     heading = first + turn * torch.randn(count, steps, generator=generator).cumsum(1)
     length = world.action_bound * (0.5 + 0.5 * torch.rand(count, steps, generator=generator))

@@ -43,6 +43,10 @@ class ExamWorld(World, Protocol):
     walls: Tensor  # [B, K, 4]
     solid: Tensor  # [B, K, 4]: walls grown by the radius of the agent
 
+    def starts(self, positions: Tensor, generator: Generator) -> Tensor:
+        """States [B, ...] in which episodes start at positions [B, 2]: what else there is is drawn."""
+        ...
+
     def advance(self, states: Tensor, actions: Tensor) -> Tensor:
         """True dynamics without side effects: [B, Q, 2], [B, Q, 2] -> [B, Q, 2]."""
         ...

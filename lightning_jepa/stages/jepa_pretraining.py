@@ -204,8 +204,11 @@ class JEPAPretraining(L.LightningModule):
         samples, truth = (part[:rows, few].flatten(0, 1) for part in (states, windows[0].truth))
         self.spread.update(samples)
         if self.probe is not None:
-            # Layouts are told apart by their factors: all but the first two, which are the agent's place.
-            self.probe.update(samples, truth, truth[:, 2:])
+            # Layouts are told apart by their factors: all but the first two, the agent's place, that stay as they are.
+            whole = windows[0].truth
+            factors = (whole == whole[:, :1]).all(1).all(0)
+            factors[:2] = False
+            self.probe.update(samples, truth, truth * factors)
 
     def on_validation_epoch_end(self) -> None:
         """Log the monitors."""

@@ -48,13 +48,19 @@ class HierarchicalJEPA(nn.Module):
         levels: level 2 and so on, the lowest first.
 
     Raises:
-        ValueError: if a level stands for other actions than those of the level below.
+        ValueError: if a level stands for other actions, or looks at other states, than those of the level below.
     """
 
     def __init__(self, base: JEPA, levels: Sequence[Level]) -> None:
         super().__init__()
-        below = base.action_size
+        below, size = base.action_size, base.external_size
         for number, level in enumerate(levels, 2):
+            if level.below_size != size:
+                raise ValueError(
+                    f"level {number} was made for states of {level.below_size} numbers, those of level {number - 1} "
+                    f"have {size}: give its encoder the shape of that level's states, or another checkpoint below"
+                )
+            size = level.jepa.state_size
             if level.macro.below_size != below:
                 raise ValueError(
                     f"level {number} stands for actions of {level.macro.below_size} numbers, those of level "

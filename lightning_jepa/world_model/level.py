@@ -63,7 +63,7 @@ class Same(nn.Module):
 
     def __init__(self, state_size: int) -> None:
         super().__init__()
-        self.state_size = state_size
+        self.state_size = self.below_size = state_size
 
     def forward(self, states: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -164,6 +164,13 @@ class Level(nn.Module):
         self.reach = reach
         self.register_buffer("chunks", torch.zeros(remembered, macro.steps, macro.below_size))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    @property
+    def below_size(self) -> int:
+        """D."""
+        encoder: Any = self.jepa.encoder
+        size: int = encoder.below_size
+        return size
 
     @property
     def steps(self) -> int:
