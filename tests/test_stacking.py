@@ -10,7 +10,7 @@ import pytest
 import torch
 from pretraining import collect_shards, trainer
 from pretraining import stage as pretraining_stage
-from stacking import WEIGHTS, batch, data, level, stacked
+from stacking import ABOVE, WEIGHTS, batch, data, level, stacked
 
 from lightning_jepa.actor.planners.explorer import Explorer
 from lightning_jepa.actor.reaching import Reaching
@@ -64,6 +64,26 @@ def test_what_is_below_learns_only_if_it_is_to(shards: str, joint: float) -> Non
     assert all(learns[name] for name in learns if name.startswith("jepa.levels"))
     assert {learns[name] for name in learns if name.startswith("jepa.base")} == {joint > 0}
     assert int(stage.level.seen) == 4
+
+
+def test_all_levels_below_learn_by_their_own_loss(shards: str) -> None:
+    """Level 3 jointly: the loss is the sum of three, and whoever has no windows is told."""
+    second = stacked()
+    third = stacked(second, level(2, 2, 1, ABOVE), joint=0.1)
+    base = second.previous
+    windows = batch(shards, (4, 6), (5, 3), (5, 1), (4, 6))
+    logged = {}
+    third.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+    third.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    loss = third.training_step(windows, 0)
+    both = ((second, windows[1:]), (base, windows[2:]))
+    parts = [stage.weighted(stage.terms(stage.viewed(some))[0]) for stage, some in both]
+    torch.testing.assert_close(logged["train/below"], sum(parts))
+    torch.testing.assert_close(loss, logged["train/loss"] + sum(parts))
+    loss.backward()
+    assert all(weight.grad is not None for weight in base.jepa.parameters())
+    with pytest.raises(ValueError, match="add theirs to data.levels"):
+        third.training_step(windows[:2], 0)
 
 
 def test_levels_below_learn_more_slowly(shards: str, tmp_path: Path) -> None:

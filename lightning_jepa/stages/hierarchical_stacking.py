@@ -129,11 +129,24 @@ class HierarchicalStacking(JEPAPretraining):
         chunks = self.hierarchy.chunks(self._blocks(batch[0]), self.hierarchy.depth)
         self.level.remember(chunks[:, 0])
         if self.joint:
-            below = self.previous
-            loss_below = below.weighted(below.terms(below.viewed(batch[self.windows :]))[0])
+            loss_below = self._loss_below(batch[self.windows :])
             self.log("train/below", loss_below)
             loss = loss + loss_below
         return loss
+
+    def _loss_below(self, windows: tuple[Window, ...]) -> Tensor:
+        """Of all levels below, each on its own windows and by its own weights: what keeps them from collapsing."""
+        stage, losses = self.previous, []
+        while True:
+            if not windows:
+                raise ValueError(
+                    f"joint={self.joint}: the levels below learn too, and there are no windows for all of them: add "
+                    "theirs to data.levels, after those of this level and from the highest level down"
+                )
+            losses.append(stage.weighted(stage.terms(stage.viewed(windows))[0]))
+            if not isinstance(stage, HierarchicalStacking):
+                return torch.stack(losses).sum()
+            windows, stage = windows[stage.windows :], stage.previous
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, one schedule; what is below learns more slowly, if at all."""
