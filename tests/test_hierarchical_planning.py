@@ -14,6 +14,7 @@ from lightning_jepa.actor.planners.cem import CEM
 from lightning_jepa.actor.planners.explorer import Explorer
 from lightning_jepa.actor.planners.graph import GraphSearch
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
+from lightning_jepa.actor.planners.mppi import MPPI
 from lightning_jepa.actor.planners.reactive import Reactive
 from lightning_jepa.actor.planners.tree import TreeSearch
 from lightning_jepa.cost.goal import GoalEnergy
@@ -77,10 +78,29 @@ def walked(
     return s, model, spent
 
 
-def test_subgoals_lead_around_a_wall_that_stops_a_short_sight() -> None:
+def searching_a_graph(metric: nn.Module) -> GraphSearch:
+    """Nodes lie closer than the wall is thick: else one behind it may stand for the agent."""
+    explorer = partial(
+        Explorer, rounds=4, origins=32, walks=16, walk_steps=6, nodes=512, branches=24, branch_steps=1, **SPACE
+    )
+    low = CEM(samples=64, iterations=3, elites=8, horizon=3, **SPACE)  # type: ignore[arg-type]
+    return GraphSearch(low, explorer, metric)
+
+
+ABOVE: dict[str, Any] = {
+    "cem": CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE),  # type: ignore[arg-type]
+    "mppi": MPPI(samples=512, iterations=6, horizon=5, **SPACE),  # type: ignore[arg-type]
+    "graph": searching_a_graph,
+}
+
+
+@pytest.mark.parametrize("high", ABOVE)
+def test_subgoals_lead_around_a_wall_that_stops_a_short_sight(high: str) -> None:
     """Behind a wall whose door is at y in (3, 5): four steps ahead the way to it looks like a detour."""
     start, goal = torch.tensor([[-3.0, 0.0], [-2.0, -0.5]]), torch.tensor([[3.0, 0.0], [3.0, 1.0]])
-    found, model, spent = walked(planner(hold=1), 24, start, goal)
+    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)  # type: ignore[arg-type]
+    of = HierarchicalPlanner({"level1": low, "level2": ABOVE[high]}, GoalEnergy, SubgoalEnergy, hold=1)
+    found, model, spent = walked(of, 32, start, goal)
     short, _, _ = walked(CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE), 24, start, goal)  # type: ignore[arg-type]
     assert (short[:, 0] < -0.9).all()
     assert ((found - goal).norm(dim=-1) < 1).all()

@@ -82,6 +82,13 @@ def test_a_step_of_a_level_leads_where_its_rollout_does() -> None:
     assert chances.tolist() == [[1.0]] * 4
 
 
+def test_a_level_that_pools_is_not_planned_with() -> None:
+    own = level(pool=2)
+    own.remember(torch.randn(300, 3, 2))
+    with pytest.raises(ValueError, match="pools the last 2 states .* pool=1"):
+        Whitened(own)
+
+
 def test_what_reaches_a_state_is_learned_from_where_actions_led() -> None:
     """a[0..n-1] = A(s2, s2'): in the plane, steps whose sum is the way from one to the other."""
     torch.manual_seed(0)

@@ -224,9 +224,17 @@ class Whitened:
 
     Args:
         level: which.
+
+    Raises:
+        ValueError: if it pools, as a plan knows one state below and not those before it; or was not trained.
     """
 
     def __init__(self, level: Level) -> None:
+        if level.pool > 1:
+            raise ValueError(
+                f"this level pools the last {level.pool} states of the level below, of which a plan knows one: train a "
+                "level with pool=1 to plan with"
+            )
         self.level, self.jepa, self.metric, self.reach = level, level.jepa, level.metric, level.reach
         self.mean, self.root = level.support()
         self.action_size, self.steps = level.macro.size, level.steps
