@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,7 +20,7 @@ from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.protocols import Cost, Planner, WorldModel
 from lightning_jepa.types import Modulation, Plan
 
-SPACE = {"action_size": 2, "action_bound": 1.0}
+SPACE: dict[str, Any] = {"action_size": 2, "action_bound": 1.0}
 MAKE: dict[str, Callable[..., Planner]] = {
     "cem": partial(CEM, samples=64, iterations=4, elites=8, horizon=12, **SPACE),
     "icem": partial(ICEM, samples=64, iterations=4, elites=8, kept=4, horizon=12, **SPACE),

@@ -55,8 +55,8 @@ class TwoLevels(Plane):
 
 
 def planner(**given: Any) -> HierarchicalPlanner:
-    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)  # type: ignore[arg-type]
-    high = CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE)  # type: ignore[arg-type]
+    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)
+    high = CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE)
     return HierarchicalPlanner({"level1": low, "level2": high}, GoalEnergy, SubgoalEnergy, **given)
 
 
@@ -83,13 +83,13 @@ def searching_a_graph(metric: nn.Module) -> GraphSearch:
     explorer = partial(
         Explorer, rounds=4, origins=32, walks=16, walk_steps=6, nodes=512, branches=24, branch_steps=1, **SPACE
     )
-    low = CEM(samples=64, iterations=3, elites=8, horizon=3, **SPACE)  # type: ignore[arg-type]
+    low = CEM(samples=64, iterations=3, elites=8, horizon=3, **SPACE)
     return GraphSearch(low, explorer, metric)
 
 
 ABOVE: dict[str, Any] = {
-    "cem": CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE),  # type: ignore[arg-type]
-    "mppi": MPPI(samples=512, iterations=6, horizon=5, **SPACE),  # type: ignore[arg-type]
+    "cem": CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE),
+    "mppi": MPPI(samples=512, iterations=6, horizon=5, **SPACE),
     "graph": searching_a_graph,
 }
 
@@ -98,10 +98,10 @@ ABOVE: dict[str, Any] = {
 def test_subgoals_lead_around_a_wall_that_stops_a_short_sight(high: str) -> None:
     """Behind a wall whose door is at y in (3, 5): four steps ahead the way to it looks like a detour."""
     start, goal = torch.tensor([[-3.0, 0.0], [-2.0, -0.5]]), torch.tensor([[3.0, 0.0], [3.0, 1.0]])
-    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)  # type: ignore[arg-type]
+    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)
     of = HierarchicalPlanner({"level1": low, "level2": ABOVE[high]}, GoalEnergy, SubgoalEnergy, hold=1)
     found, model, spent = walked(of, 32, start, goal)
-    short, _, _ = walked(CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE), 24, start, goal)  # type: ignore[arg-type]
+    short, _, _ = walked(CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE), 24, start, goal)
     assert (short[:, 0] < -0.9).all()
     assert ((found - goal).norm(dim=-1) < 1).all()
     assert spent == model.steps
@@ -121,7 +121,7 @@ def test_a_level_may_search_a_tree_over_macro_actions() -> None:
             return far
 
     tree = TreeSearch([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], 4, 400, most=200.0)
-    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)  # type: ignore[arg-type]
+    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)
     of = HierarchicalPlanner({"level1": low, "level2": tree}, GoalEnergy, SubgoalEnergy)
     start, goal = torch.tensor([[-3.0, 0.0]]), torch.tensor([[3.0, 0.0]])
     found, _, _ = walked(of, 32, start, goal, Branching(wall=True))
@@ -136,7 +136,7 @@ def test_a_level_in_mode_1_does_what_reaches_the_subgoal_without_a_search() -> N
             return far
 
     start, goal = torch.tensor([[-5.0, 4.0]]), torch.tensor([[5.0, 4.0]])
-    high = CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE)  # type: ignore[arg-type]
+    high = CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE)
     of = HierarchicalPlanner({"level1": Reactive(4, 1.0), "level2": high}, GoalEnergy, SubgoalEnergy)
     model, generator = Known(), Generator().manual_seed(0)
     found = of.plan(start, model, GoalEnergy(), Modulation(goal), None, generator)
@@ -166,7 +166,7 @@ def test_mode_1_of_a_level_above_proposes_in_the_terms_of_the_planner_below() ->
             return super().plan(s, world_model, *rest)
 
     noted: list[Tensor] = []
-    low = CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)  # type: ignore[arg-type]
+    low = CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)
     of = HierarchicalPlanner({"level1": low, "level2": Noting(3, 1.0), "level3": low}, GoalEnergy, SubgoalEnergy)
     start = torch.zeros(1, 2)
     of.plan(start, ThreeLevels(), GoalEnergy(), Modulation(torch.ones(1, 2)), None, Generator().manual_seed(0))
@@ -207,7 +207,7 @@ def test_each_level_plans_once_for_some_plans_of_the_level_below() -> None:
             return Far(self, 2)
 
     names = ("level1", "level2", "level3")
-    counting = {name: Counting(CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)) for name in names}  # type: ignore[arg-type]
+    counting = {name: Counting(CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)) for name in names}
     of = HierarchicalPlanner(counting, GoalEnergy, SubgoalEnergy, hold=2)
     model, modulation = ThreeLevels(), Modulation(torch.ones(1, 2))
     for _ in range(8):
@@ -254,7 +254,7 @@ def test_the_agents_own_cost_is_that_of_one_level(judged: int) -> None:
 
 
 def test_planners_that_do_not_fit_are_refused() -> None:
-    low = CEM(samples=4, iterations=1, elites=2, horizon=4, **SPACE)  # type: ignore[arg-type]
+    low = CEM(samples=4, iterations=1, elites=2, horizon=4, **SPACE)
     with pytest.raises(ValueError, match=r"has \['level1'\]: give one for each level, level1, level2"):
         HierarchicalPlanner({"level1": low}, GoalEnergy, SubgoalEnergy)
     with pytest.raises(ValueError, match="level1 lacks its metric"):
@@ -272,4 +272,4 @@ def test_planners_that_do_not_fit_are_refused() -> None:
             torch.zeros(1, 2), TwoLevels(), GoalEnergy(), Modulation(torch.zeros(1, 2))
         )
     with pytest.raises(ValueError, match="planners for 2 levels, but the world model has 1"):
-        planner().plan(torch.zeros(1, 2), Plane(), GoalEnergy(), Modulation(torch.zeros(1, 2)))  # type: ignore[arg-type]
+        planner().plan(torch.zeros(1, 2), Plane(), GoalEnergy(), Modulation(torch.zeros(1, 2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pretraining import SIZE, WEIGHTS, collect_shards, data, first_batch, stage, trainer
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_jepa.callbacks.checkpoints import LastCheckpoint
 from lightning_jepa.callbacks.gradients import GradientAlarm
@@ -130,21 +131,22 @@ def test_what_a_batch_must_fit(
         trainer(tmp_path).fit(stage(**arguments), data(shards, **given))
 
 
-class Overflows(nn.Module):
-    """A term that is not finite from the fourth batch on."""
+class Spoilt(nn.Module):
+    """A term that is made of the mean of all states, by another function from the fourth batch on."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.calls = 0
+        self.then, self.calls = then, 0
 
-    def forward(self, batch: Encoded) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Encoded) -> dict[str, Tensor]:
         self.calls += 1
-        return {"fragile": batch.states.mean() * (1.0 if self.calls < 4 else torch.inf)}
+        mean = batch.states.mean()
+        return {"fragile": mean if self.calls < 4 else self.then(mean)}
 
 
 def test_an_energy_that_is_not_finite_is_named_and_the_last_good_checkpoint_stays(shards: str, tmp_path: Path) -> None:
     module = stage(weights={**WEIGHTS, "fragile": 1.0})
-    module.criteria["overflows"] = Overflows()
+    module.criteria["spoilt"] = Spoilt(lambda mean: mean * torch.inf)
     fit = trainer(tmp_path, LastCheckpoint(str(tmp_path), 1), enable_checkpointing=True)
     with pytest.raises(ValueError, match=r"step 3: fragile is not finite.*resume=auto"):
         fit.fit(module, datamodule=data(shards))
@@ -153,24 +155,13 @@ def test_an_energy_that_is_not_finite_is_named_and_the_last_good_checkpoint_stay
     assert all(part.isfinite().all() for part in kept["state_dict"].values() if part.is_floating_point())
 
 
-class Steep(nn.Module):
-    """A finite term whose slope is not, from the fourth batch on: the square root of nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, batch: Encoded) -> dict[str, torch.Tensor]:
-        self.calls += 1
-        return {"fragile": (batch.states.mean() * (1.0 if self.calls < 4 else 0.0)).abs().sqrt()}
-
-
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_slope_that_is_not_finite_reaches_neither_weights_nor_checkpoint(
     steps: int, shards: str, tmp_path: Path
 ) -> None:
+    """The square root of nothing: a finite term."""
     module = stage(weights={**WEIGHTS, "fragile": 1.0})
-    module.criteria["steep"] = Steep()
+    module.criteria["spoilt"] = Spoilt(lambda mean: (0 * mean).abs().sqrt())
     fit = trainer(tmp_path, LastCheckpoint(str(tmp_path), steps), GradientAlarm(), enable_checkpointing=True)
     with pytest.raises(ValueError, match=r"step 3: the gradient of jepa.encoder.*resume=auto"):
         fit.fit(module, datamodule=data(shards))
