@@ -214,6 +214,8 @@ def test_imagined_plans_stay_where_the_way_is_not_worth_it() -> None:
     assert (speed[there_already & ~hurts] == 0).all()
     assert (speed[~there_already] > 0.5).all()
     assert (lesson.action[hurts & ~aim_hurts, 0] < 0).float().mean() > 0.9
+    with pytest.raises(ValueError, match="none of 1 pairs of imagined nodes is connected"):
+        [found.draw(1, Generator().manual_seed(seed)) for seed in range(40)]  # the first where it hurts
 
 
 def test_plans_are_collected_and_compiled(shards: str, tmp_path: Path) -> None:

@@ -236,6 +236,8 @@ def test_levels_stack_by_configuration_alone(tmp_path: Path) -> None:
     keys = {"hierarchical_success_5_7", "hierarchical_success_8_12", "flat_success_5_7", "flat_success_8_12"}
     keys |= {"evaluations_ratio", "distractor_probe_s1", "distractor_probe_s2", "room_probe_s2", "room_probe_s3"}
     assert keys | {f"level{level}_error_{ahead}" for level in (1, 2, 3) for ahead in (8, 16)} <= found.metrics.keys()
+    rows = {"hierarchical", "hierarchical_cem", "hierarchical_reactive", "hierarchical_three", "oracle_subgoals"}
+    assert rows <= found.tables["5_7"].keys()
     stage = checkpoint.load_stage(tmp_path / "run" / "level3_seed_0" / checkpoint.LAST)
     assert isinstance(stage.jepa, HierarchicalJEPA)
     assert (stage.jepa.depth, stage.jepa.stride(3)) == (3, 8)
@@ -248,6 +250,21 @@ def test_levels_stack_by_configuration_alone(tmp_path: Path) -> None:
     cfg.init_from = str(tmp_path / "run" / "pretrain_seed_0" / checkpoint.LAST)
     with pytest.raises(ValueError, match="builds on a checkpoint of train=level2: this one is of train=pretrain"):
         train.train(cfg)
+
+
+def test_a_critic_of_level_2_by_configuration_alone(tmp_path: Path) -> None:
+    """Trained on the states of level 2, and asked by the planner of that level."""
+    stages = "stages=[collect,pretrain,level2,level3,critic,evaluate]"
+    given = ("tracking=none", stages, "planner=hierarchical")
+    written = pipeline.pipeline(configuration(tmp_path, "run", *given, "planner.judged=2", experiment="maze_tiny"))
+    assert written is not None
+    assert "critic_seconds" in results.load(written).cost
+    stage = checkpoint.load_stage(tmp_path / "run" / "critic_seed_0" / checkpoint.LAST)
+    assert stage.critic.members[0].features.state_size == stage.jepa.level(2).jepa.state_size == 648
+    with pytest.raises(ValueError, match=r"has a critic, and the planner does not ask it: set planner\.judged"):
+        pipeline.pipeline(
+            configuration(tmp_path, "run", *given, "resume=auto", "stages=[evaluate]", experiment="maze_tiny")
+        )
 
 
 def command(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -173,18 +173,27 @@ def test_mode_1_of_a_level_above_proposes_in_the_terms_of_the_planner_below() ->
     assert torch.allclose(noted[0], (of.subgoals[1] - start)[:, None].expand(-1, 2, -1) + 100)
 
 
-def test_a_subgoal_is_held_until_it_is_reached() -> None:
-    start, goal = torch.tensor([[-5.0, 4.0]]), torch.tensor([[5.0, 4.0]])
+def test_a_subgoal_is_held_until_it_is_reached_or_proves_out_of_reach() -> None:
+    """In two episodes side by side: who stands at the subgoal gets another one, who does not, after `hold` plans."""
+    start, goal = torch.tensor([[-5.0, 4.0], [-5.0, 0.0]]), torch.tensor([[5.0, 4.0], [5.0, 0.0]])
     of, generator, modulation, model = planner(hold=4), Generator().manual_seed(0), Modulation(goal), TwoLevels()
     first = of.plan(start, model, GoalEnergy(), modulation, None, generator)
     (subgoal,) = of.subgoals
     again = of.plan(start, model, GoalEnergy(), modulation, None, generator)
     assert torch.equal(of.subgoals[0], subgoal)
-    assert again.evaluations == 32 * 3 * 4 < first.evaluations
-    of.plan(subgoal, model, GoalEnergy(), modulation, None, generator)
-    assert (of.subgoals[0] - goal).norm() < (subgoal - goal).norm()  # the next one of the same plan
+    low, high = 32 * 3 * 4, 512 * 4 * 5
+    assert (first.evaluations, again.evaluations) == (low + high, low)
+    there = torch.stack([subgoal[0], start[1]])
+    third = of.plan(there, model, GoalEnergy(), modulation, None, generator)
+    assert third.evaluations == low + high // 2
+    assert (of.subgoals[0][0] - goal[0]).norm() < (subgoal[0] - goal[0]).norm()
+    assert torch.equal(of.subgoals[0][1], subgoal[1])
+    of.plan(there, model, GoalEnergy(), modulation, None, generator)
+    assert torch.equal(of.subgoals[0][1], subgoal[1])
+    of.plan(there, model, GoalEnergy(), modulation, None, generator)
+    assert not torch.equal(of.subgoals[0][1], subgoal[1])  # four plans, and not reached
     of.plan(subgoal, model, GoalEnergy(), Modulation(start), None, generator)
-    assert (of.subgoals[0] - start).norm() < (subgoal - start).norm()  # another goal: another plan
+    assert ((of.subgoals[0] - start).norm(dim=-1) < (subgoal - start).norm(dim=-1)).all()  # another goal: another plan
 
 
 class Counting:
@@ -213,6 +222,25 @@ def test_each_level_plans_once_for_some_plans_of_the_level_below() -> None:
     for _ in range(8):
         of.plan(torch.zeros(1, 2), model, GoalEnergy(), modulation, None, Generator().manual_seed(0))
     assert [len(counting[name].costs) for name in names] == [8, 4, 2]
+
+
+def test_another_subgoal_from_above_is_another_plan_below() -> None:
+    """Level 3's is reached before level 2 would plan anew."""
+
+    class ThreeLevels(TwoLevels):
+        depth = 3
+
+        def above(self, number: int) -> Far:
+            return Far(self, 2)
+
+    names = ("level1", "level2", "level3")
+    counting = {name: Counting(CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)) for name in names}
+    of = HierarchicalPlanner(counting, GoalEnergy, SubgoalEnergy, hold=4)
+    model, modulation = ThreeLevels(), Modulation(torch.tensor([[5.0, 4.0]]))
+    of.plan(torch.tensor([[-5.0, 4.0]]), model, GoalEnergy(), modulation, None, Generator().manual_seed(0))
+    of.plan(of.subgoals[1], model, GoalEnergy(), modulation, None, Generator().manual_seed(0))
+    assert [len(counting[name].costs) for name in names] == [2, 2, 2]
+    assert torch.equal(counting["level2"].costs[1][1].goal, of.subgoals[1])
 
 
 def test_refinement_makes_levels_agree() -> None:
@@ -266,10 +294,11 @@ def test_planners_that_do_not_fit_are_refused() -> None:
     explorer = partial(
         Explorer, rounds=1, origins=1, walks=1, walk_steps=4, nodes=2, branches=2, branch_steps=1, **SPACE
     )
-    high = GraphSearch(low, explorer, None)
-    with pytest.raises(ValueError, match="planner of level 2 minimises a cost of its own"):
-        HierarchicalPlanner({"level1": low, "level2": high}, GoalEnergy, SubgoalEnergy, refinements=1).plan(
-            torch.zeros(1, 2), TwoLevels(), GoalEnergy(), Modulation(torch.zeros(1, 2))
-        )
+    high, given = GraphSearch(low, explorer, None), ({"refinements": 1}, {"judged": 2})
+    for unheard in given:
+        with pytest.raises(ValueError, match="planner of level 2 minimises a cost of its own"):
+            HierarchicalPlanner({"level1": low, "level2": high}, GoalEnergy, SubgoalEnergy, **unheard).plan(
+                torch.zeros(1, 2), TwoLevels(), GoalEnergy(), Modulation(torch.zeros(1, 2))
+            )
     with pytest.raises(ValueError, match="planners for 2 levels, but the world model has 1"):
         planner().plan(torch.zeros(1, 2), Plane(), GoalEnergy(), Modulation(torch.zeros(1, 2)))

@@ -18,6 +18,7 @@ from data_pipelines.worlds.distraction import DistractedRooms
 from data_pipelines.worlds.mazes import MazeLayouts
 from data_pipelines.worlds.rooms import RoomsWorld
 from data_pipelines.worlds.tasks import load_tasks
+from data_pipelines.worlds.walks import VonMisesWalk
 from lightning_jepa.actor.planners.cem import CEM
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.agent import Agent
@@ -25,8 +26,7 @@ from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.subgoal import SubgoalEnergy
 from lightning_jepa.evaluation.hierarchy import HierarchyExam
 from lightning_jepa.evaluation.results import load
-from lightning_jepa.evaluation.subgoals import ShuffledMacros
-from lightning_jepa.evaluation.walks import random_walks
+from lightning_jepa.evaluation.walks import collected, random_walks
 from lightning_jepa.types import Training
 
 STEPS = 4  # of level 1 in one of level 2
@@ -94,6 +94,7 @@ class Stage(nn.Module):
         super().__init__()
         self.jepa = Tower(world)
         self.metric = nn.Identity()
+        self.cost: Any = None
 
 
 def low() -> CEM:
@@ -106,11 +107,12 @@ def exam(**changes: Any) -> HierarchyExam:
         "world": DistractedRooms(MazeLayouts()),
         "tasks": [load_tasks("maze_5_7")],
         "classes": ["5_7"],
-        "planners": {"cem": make(planners={"level1": low(), "level2": CEM(32, 2, 6, 3, 2, 1.0)})},
+        "planner": make(planners={"level1": low(), "level2": CEM(32, 2, 6, 3, 2, 1.0)}),
+        "planners": {"smaller": make(planners={"level1": low(), "level2": CEM(8, 2, 2, 3, 2, 1.0)})},
+        "walker": VonMisesWalk(door_share=0.0),
+        "ahead": STEPS,
         "flat": {"cem": low(), "cem_long": CEM(24, 3, 6, 30, 2, 2.45)},
         "search": low(),
-        "beneath": make,
-        "lowest": low(),
         "cost": GoalEnergy,
         "agent": lambda **parts: Agent(replan_every=2, noise=0.3, **parts),
         "distractor": "light",
@@ -135,18 +137,24 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
     written = load(tmp_path / "seed_3.json")
     rows = {name: row["success"].value for name, row in written.tables["5_7"].items()}
     assert rows["oracle_subgoals"] >= 0.6
-    assert set(rows) > {"hierarchical_cem", "flat_cem", "flat_cem_long"}
-    assert found["hierarchical_success_5_7"] == rows["hierarchical_cem"]
+    assert set(rows) > {"hierarchical", "hierarchical_smaller", "flat_cem", "flat_cem_long"}
+    assert found["hierarchical_success_5_7"] == rows["hierarchical"]
     assert found["gain_over_flat"] == rows["headline_on_the_tasks_of_others"] - rows["flat_cem"]
     assert written.tables["5_7"]["headline_on_the_tasks_of_others"]["success"].n == 6
     assert found["level2_gain_8"] == pytest.approx(found["level1_error_8"] - found["level2_error_8"])
-    assert max(rows["random_subgoals"], rows["shuffled_macros"]) <= 0.3
+    assert rows["random_subgoals"] <= 0.3
     assert written.floors["expert_5_7"].value == 1
     evaluations = {name: row["evaluations"].value for name, row in written.tables["5_7"].items()}
-    assert evaluations["hierarchical_cem"] == (16 * 2 * 4 + 32 * 2 * 3) / 2
+    assert evaluations["hierarchical"] == (16 * 2 * 4 + 32 * 2 * 3) / 2
     assert evaluations["flat_cem"] == 16 * 2 * 4 / 2
     assert evaluations["oracle_subgoals"] == 16 * 2 * 4 / 2
     assert evaluations["random_subgoals"] == (16 * 2 * 4 + 1) / 2
+    errors = {name: row["8 steps"].value for name, row in written.tables["errors"].items()}
+    for level in ("level 1", "level 2"):
+        assert errors[level] == pytest.approx(found[f"{level.replace(' ', '')}_error_8"])
+        assert errors[f"{level}, actions of another walk"] > 2 * errors[level]
+        assert errors[f"{level}, staying"] > 2 * errors[level]
+    assert written.tables["levels"]["level 2, random weights"]["agent_x"].value > 0.99  # this one has no weights
     for name in ("levels", "paths"):
         with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
             picture.load()
@@ -173,10 +181,26 @@ def test_one_level_is_no_hierarchy(tmp_path: Path) -> None:
         made.run(stage, 0, tmp_path, Training())
 
 
-def test_shuffled_macros_are_those_of_another_candidate() -> None:
-    world = DistractedRooms(MazeLayouts())
-    world.reset(torch.tensor([0]), torch.tensor([[10.0, 10.0]]))
-    model, s, actions = Tower(world), torch.tensor([[10.0, 10.0, 0.0]]), torch.randn(1, 3, 2, 2)
-    mistaken = ShuffledMacros(model).above(2)
-    assert torch.equal(mistaken.rollout(s[:, :2], actions), Above().rollout(s[:, :2], actions[:, [2, 0, 1]]))
-    assert torch.equal(ShuffledMacros(model).rollout(s, actions[:, :1]), model.rollout(s, actions[:, :1]))
+def test_a_planner_without_subgoals_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose planner=hierarchical"):
+        exam(planner=low())
+
+
+def test_a_critic_that_no_level_asks_is_refused(tmp_path: Path) -> None:
+    made = exam()
+    stage = Stage(made.world)
+    stage.cost = GoalEnergy()
+    with pytest.raises(ValueError, match=r"set planner\.judged"):
+        made.run(stage, 0, tmp_path, Training())
+
+
+def test_walks_to_probe_on_are_those_that_were_collected() -> None:
+    """Level 2's chunks are as long as in training; a walk of its own each, and nothing moves without its action."""
+    world, walker = DistractedRooms(MazeLayouts()), VonMisesWalk(door_share=0.0)
+    walks = collected(world, "held_out", 50, 40, walker, Generator().manual_seed(0))
+    assert walks.observations.shape[:2] == (50, 41)
+    assert set(walks.layouts.tolist()) <= set(world.layouts.ids("held_out").tolist())
+    lengths = walks.actions.norm(dim=-1)
+    assert 1.2 < lengths.mean() < 1.45  # uniform between .2 and 2.45
+    moved = (walks.positions[:, 1:] - walks.positions[:, :-1]).norm(dim=-1)
+    assert (moved <= lengths + 1e-4).all()

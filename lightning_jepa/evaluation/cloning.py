@@ -12,21 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lightning_jepa.evaluation.states import encode_frames
+from lightning_jepa.evaluation.walks import Walker
 from lightning_jepa.evaluation.world import ExamWorld, draw_layouts
 from lightning_jepa.protocols import Policy, WorldModel
 from lightning_jepa.types import Modulation
-
-
-class Walker(Protocol):
-    """Who collects training data (`data_pipelines.collect.CollectionPolicy`)."""
-
-    def reset(self, world: Any, layouts: Tensor, generator: Generator) -> Tensor:
-        """Layouts [N] -> starts."""
-        ...
-
-    def act(self, observations: Tensor, body: Tensor) -> Tensor:
-        """What is seen and felt -> actions [N, A]."""
-        ...
 
 
 class Clonable(Policy, Protocol):

@@ -33,25 +33,34 @@ from lightning_jepa.evaluation.level_figures import level_figure, subgoal_figure
 from lightning_jepa.evaluation.levels import LevelRows, Lifted, level_rows
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Figure, Rows, mean
-from lightning_jepa.evaluation.subgoals import Guided, OracleSubgoals, RandomSubgoals, ShuffledMacros, SubgoalTrace
+from lightning_jepa.evaluation.subgoals import Guided, OracleSubgoals, RandomSubgoals, SubgoalTrace
+from lightning_jepa.evaluation.walks import Walker
 from lightning_jepa.evaluation.world import ExamWorld
-from lightning_jepa.protocols import Cost, Planner, WorldModel
+from lightning_jepa.protocols import Cost, Planner
 from lightning_jepa.types import Tasks, Training
 
 MakePlanner = Callable[..., Planner]
 SHOWN = 4  # episodes in the picture
+HEADLINE = "hierarchical"
 SAME_TASKS = "headline_on_the_tasks_of_others"
 
 
 class GuidedPlanner(Planner, Guided, Protocol):
     """A hierarchical planner."""
 
+    judged: int | None  # the level whose states the agent's own cost judges
+
+    def led_by(self, leader: Planner) -> GuidedPlanner:
+        """The same level 1, and another planner of level 2."""
+        ...
+
 
 class Examinee(Trained, Protocol):
-    """A trained stack of levels."""
+    """A trained stack of levels, with a critic of one of them or without."""
 
     jepa: Lifted
     metric: nn.Module
+    cost: Cost | None
 
 
 class HierarchyExam:
@@ -61,15 +70,17 @@ class HierarchyExam:
         world: mazes or rooms.
         tasks: committed ones, for each class of ways; the hardest class last.
         classes: its name, such as "5_7".
-        planners: hierarchical Mode-2, the one in the headline first.
+        planner: hierarchical Mode-2, the one in the headline.
+        planners: others.
         flat: planners of level 1 alone; the first is compared at equal evaluations, the best of them by its price.
         search: minimises the cost it is given, for the true dynamics' floor.
-        beneath: what makes a hierarchical planner of its `planners`, for the controls.
-        lowest: level 1 of it.
-        cost: the goal's energy, which lacks its `metric`.
+        cost: the goal's energy, which lacks its `metric`; where a stage has a critic, the headline's planner
+            minimises its cost, at the level that it says is judged.
         agent: which lacks `world_model`, `cost`, `planner` and `seed`.
+        walker: who collected the training data, and makes walks to probe levels on.
         distractor: a factor that means nothing, which the levels above the first have to lose; none if there is none.
         macro_bound: largest norm of a random white macro-action.
+        ahead: steps that a true subgoal is away, such that level 1 can see as far.
         episodes: tasks of each class for the headline's row and the floors.
         few_episodes: of the others.
         steps: of an episode.
@@ -84,15 +95,16 @@ class HierarchyExam:
         world: ExamWorld,
         tasks: Sequence[Tasks],
         classes: Sequence[str],
-        planners: Mapping[str, GuidedPlanner],
+        planner: GuidedPlanner,
         flat: Mapping[str, Planner | MakePlanner],
         search: Planner,
-        beneath: Callable[..., Planner],
-        lowest: Planner,
         cost: Callable[..., Cost],
         agent: Callable[..., Acting],
+        walker: Walker,
+        planners: Mapping[str, GuidedPlanner] | None = None,
         distractor: str | None = None,
         macro_bound: float = 2.5,
+        ahead: int = 5,
         episodes: int = 100,
         few_episodes: int = 40,
         steps: int = 250,
@@ -107,9 +119,14 @@ class HierarchyExam:
     ) -> None:
         self.world, self.batch, self.radius = world, batch, radius
         self.world.episode_steps = steps
-        self.planners, self.flat, self.search = dict(planners), dict(flat), search
-        self.beneath, self.lowest, self.cost, self.agent = beneath, lowest, cost, agent
-        self.distractor, self.macro_bound = distractor, macro_bound
+        if not hasattr(planner, "led_by"):
+            raise ValueError(
+                "this exam is about planning with a hierarchy: choose planner=hierarchical, or another of conf/planner "
+                "that begins so"
+            )
+        self.planner, self.planners, self.flat, self.search = planner, dict(planners or {}), dict(flat), search
+        self.cost, self.agent, self.walker = cost, agent, walker
+        self.distractor, self.macro_bound, self.ahead = distractor, macro_bound, ahead
         named = list(zip(classes, tasks, strict=True))
         self.tasks = {key: first_tasks(some, episodes) for key, some in named}
         self.few = {key: first_tasks(some, few_episodes) for key, some in named}
@@ -129,11 +146,17 @@ class HierarchyExam:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
 
         Raises:
-            ValueError: if the stage has one level alone.
+            ValueError: if the stage has one level alone, a step of a level does not fit the horizon, or a critic's cost
+                has no level to judge.
         """
         depth = getattr(stage.jepa, "depth", 1)
         if depth < 2:
             raise ValueError("this exam is a hierarchy's: evaluate a checkpoint of train=level2 or above")
+        if stage.cost is not None and self.planner.judged is None:
+            raise ValueError(
+                "this checkpoint has a critic, and the planner does not ask it: set planner.judged to its level "
+                "(critic.stage.level)"
+            )
         for stride in (stage.jepa.stride(number) for number in range(2, depth + 1)):
             if self.horizon // 2 % stride:
                 raise ValueError(
@@ -142,16 +165,17 @@ class HierarchyExam:
                 )
         stage.to(self.world.device)
         stage.eval()
-        levels = level_rows(self.world, stage.jepa, self.fit_walks, self.test_walks, self.horizon, seed)
+        walks = (self.walker, self.fit_walks, self.test_walks, self.horizon)
+        levels = level_rows(self.world, stage.jepa, *walks, seed)
         tables: dict[str, dict[str, Rows]] = {}
         floors: Rows = {}
         shown: Episodes | None = None
         with progress_bar() as bar:
             for key in self.tasks:
                 runs, wanted = self._planned(stage, key, seed, bar)
-                shown = next(iter(runs.values()))
+                shown = runs[HEADLINE]
                 tables[key] = {name: run.rows() for name, run in runs.items()}
-                tables[key][SAME_TASKS] = next(iter(runs.values())).first(len(self.few[key].layouts)).rows()
+                tables[key][SAME_TASKS] = shown.first(len(self.few[key].layouts)).rows()
                 floors |= self._floors(key, seed, bar)
         assert shown is not None
         metrics = self._metrics(tables, levels)
@@ -161,7 +185,7 @@ class HierarchyExam:
             metrics,
             {**training.cost, "ms_per_decision": metrics["ms_per_decision"].value},
             floors=floors,
-            tables=tables | {"levels": {f"level {n}": rows.r2 for n, rows in enumerate(levels, 1)}},
+            tables=tables | {"levels": _held(levels), "errors": _ahead(levels, (self.horizon // 2, self.horizon))},
         )
         held = ["agent_x", "agent_y"] + ([] if self.distractor is None else [self.distractor])
         level_figure(out / "figures" / "levels.png", levels, held)
@@ -173,31 +197,24 @@ class HierarchyExam:
     def _planned(self, stage: Examinee, key: str, seed: int, bar: Progress) -> tuple[dict[str, Episodes], Tensor]:
         """Every planner on the tasks of a class; and subgoals of the headline's in some episodes, [B, T, D']."""
         model = stage.jepa
-        energy = self.cost(metric=stage.metric)
-        oracle = OracleSubgoals(self.world, model, model.stride(2))
+        goal = self.cost(metric=stage.metric)
+        judge = goal if stage.cost is None else stage.cost
+        oracle = OracleSubgoals(self.world, model, self.ahead)
         drawn = RandomSubgoals(model.above(2).action_size, self.macro_bound)
 
-        def acting(planner: Planner, world_model: WorldModel = model, told: Any = None) -> AgentPolicy:
-            made = self.agent(world_model=world_model, cost=energy, planner=planner, seed=seed)
+        def acting(planner: Planner, cost: Cost = goal, told: Any = None) -> AgentPolicy:
+            made = self.agent(world_model=model, cost=cost, planner=planner, seed=seed)
             return AgentPolicy(made, told)
 
-        first, *others = self.planners
-        headline = SubgoalTrace(acting(self.planners[first]), self.planners[first], SHOWN)
-        policies: dict[str, tuple[Policy, Tasks]] = {
-            f"hierarchical_{first}": (headline, self.tasks[key]),
-            **{f"hierarchical_{name}": (acting(self.planners[name]), self.few[key]) for name in others},
-        }
-        for name, planner in self.flat.items():
-            whole = planner(metric=stage.metric) if callable(planner) else planner
+        headline = SubgoalTrace(acting(self.planner, judge), self.planner, SHOWN)
+        policies: dict[str, tuple[Policy, Tasks]] = {HEADLINE: (headline, self.tasks[key])}
+        for name, planner in self.planners.items():
+            policies[f"{HEADLINE}_{name}"] = (acting(planner), self.few[key])
+        for name, flat in self.flat.items():
+            whole = flat(metric=stage.metric) if callable(flat) else flat
             policies[f"flat_{name}"] = (acting(whole), self.few[key])
-        policies |= {
-            "oracle_subgoals": (
-                acting(self.beneath(planners={"level1": self.lowest, "level2": oracle}), told=oracle.prepare),
-                self.few[key],
-            ),
-            "random_subgoals": (acting(self.beneath(planners={"level1": self.lowest, "level2": drawn})), self.few[key]),
-            "shuffled_macros": (acting(self.planners[first], ShuffledMacros(model)), self.few[key]),
-        }
+        policies["oracle_subgoals"] = acting(self.planner.led_by(oracle), told=oracle.prepare), self.few[key]
+        policies["random_subgoals"] = acting(self.planner.led_by(drawn)), self.few[key]
         runs = {
             name: self._episodes(policy, tasks, bar, f"{key} {name.replace('_', ' ')}")
             for name, (policy, tasks) in policies.items()
@@ -220,7 +237,7 @@ class HierarchyExam:
         return rows
 
     def _metrics(self, tables: Mapping[str, Mapping[str, Rows]], levels: list[LevelRows]) -> Rows:
-        ours, equal = f"hierarchical_{next(iter(self.planners))}", f"flat_{next(iter(self.flat))}"
+        ours, equal = HEADLINE, f"flat_{next(iter(self.flat))}"
         hardest = tables[list(tables)[-1]]
         best = max((f"flat_{name}" for name in self.flat), key=lambda name: hardest[name]["success"].value)
         ratio = hardest[ours]["evaluations"].value / hardest[best]["evaluations"].value
@@ -247,6 +264,24 @@ class HierarchyExam:
 
     def _episodes(self, policy: Policy, tasks: Tasks, bar: Progress, label: str) -> Episodes:
         return run_episodes(self.world, tasks, policy, radius=self.radius, batch=self.batch, progress=bar, label=label)
+
+
+def _held(levels: Sequence[LevelRows]) -> dict[str, Rows]:
+    """What each level holds, and what one with random weights would."""
+    rows: dict[str, Rows] = {}
+    for number, level in enumerate(levels, 1):
+        rows |= {f"level {number}": level.r2, f"level {number}, random weights": level.random}
+    return rows
+
+
+def _ahead(levels: Sequence[LevelRows], horizons: Sequence[int]) -> dict[str, Rows]:
+    """Errors of each level by steps ahead, and of its controls."""
+    rows: dict[str, Rows] = {}
+    for number, level in enumerate(levels, 1):
+        found = {"": level.errors, ", actions of another walk": level.mistaken, ", staying": level.staying}
+        for name, errors in found.items():
+            rows[f"level {number}{name}"] = {f"{ahead} steps": mean(errors[ahead].tolist()) for ahead in horizons}
+    return rows
 
 
 def _worse(one: Figure, other: Figure) -> Figure:

@@ -1,4 +1,4 @@
-"""Subgoals of hierarchical planning: kept for pictures, and its controls, in which they are true, drawn or mistaken.
+"""Subgoals of hierarchical planning: kept for pictures, and its controls, in which they are true or drawn.
 
 Legend: B episodes, T steps, S candidates, H horizon, D state of a level, M macro-action.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from lightning_jepa.evaluation.episodes import Policy
 from lightning_jepa.evaluation.world import ExamWorld
-from lightning_jepa.protocols import Cost, Hierarchy, LevelModel, WorldModel
+from lightning_jepa.protocols import Cost, WorldModel
 from lightning_jepa.types import Modulation, Plan, Tasks
 
 
@@ -81,7 +81,7 @@ class OracleSubgoals:
     def plan(
         self,
         s: Tensor,
-        world_model: LevelModel,
+        world_model: WorldModel,
         cost: Cost,
         modulation: Modulation,
         start: Tensor | None = None,
@@ -115,7 +115,7 @@ class RandomSubgoals:
     def plan(
         self,
         s: Tensor,
-        world_model: LevelModel,
+        world_model: WorldModel,
         cost: Cost,
         modulation: Modulation,
         start: Tensor | None = None,
@@ -125,42 +125,3 @@ class RandomSubgoals:
         drawn = torch.randn(len(s), 1, self.action_size, generator=generator).to(s)
         actions = drawn * (self.action_bound / drawn.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
         return Plan(actions, world_model.rollout(s, actions[:, None])[:, 0], s.new_zeros(len(s)), 1)
-
-
-class ShuffledMacros:
-    """A hierarchy whose levels above the first are told another candidate's macro-actions: it has to plan badly.
-
-    Args:
-        world_model: the hierarchy.
-    """
-
-    def __init__(self, world_model: Hierarchy) -> None:
-        self.world_model, self.depth = world_model, world_model.depth
-
-    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
-        """As it does."""
-        return self.world_model.encode(observations, body)
-
-    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
-        """As level 1 does."""
-        return self.world_model.rollout(s, actions)
-
-    def above(self, number: int) -> LevelModel:
-        """A level that mistakes its candidates for each other."""
-        return _Mistaken(self.world_model.above(number))
-
-
-class _Mistaken:
-    def __init__(self, model: LevelModel) -> None:
-        self.model = model
-        self.metric: nn.Module = model.metric
-        self.action_size, self.steps, self.reach = model.action_size, model.steps, model.reach
-
-    def white(self, actions: Tensor) -> Tensor:
-        return self.model.white(actions)
-
-    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
-        return self.model.encode(observations, body)
-
-    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
-        return self.model.rollout(s, actions.roll(1, 1))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from rich.progress import Progress
 from torch import nn
 
-from lightning_jepa.evaluation.cloning import Walker, cloned, untrained
+from lightning_jepa.evaluation.cloning import cloned, untrained
 from lightning_jepa.evaluation.cost_rank import planning_cost
 from lightning_jepa.evaluation.diagnosis import diagnose
 from lightning_jepa.evaluation.episodes import (
@@ -37,6 +37,7 @@ from lightning_jepa.evaluation.floors import (
 from lightning_jepa.evaluation.portraits import draw_all
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Figure, Results, Rows, mean
+from lightning_jepa.evaluation.walks import Walker
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.evaluation.world_model_exam import WorldModelExam
 from lightning_jepa.protocols import Cost, Planner, WorldModel

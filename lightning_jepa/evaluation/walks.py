@@ -6,7 +6,7 @@ Legend: N walks, T frames, C H W image, F truth.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -26,6 +26,30 @@ class Walks(NamedTuple):
     def positions(self) -> Tensor:
         """[N, T, 2], pixels."""
         return self.truth[..., :2]
+
+
+class Walker(Protocol):
+    """Who collects training data (`data_pipelines.collect.CollectionPolicy`)."""
+
+    def reset(self, world: Any, layouts: Tensor, generator: Generator) -> Tensor:
+        """Layouts [N] -> starts."""
+        ...
+
+    def act(self, observations: Tensor, body: Tensor) -> Tensor:
+        """What is seen and felt -> actions [N, A]."""
+        ...
+
+
+def collected(world: ExamWorld, split: str, count: int, steps: int, walker: Walker, generator: Generator) -> Walks:
+    """Walks of `steps` actions in layouts of a split, made as training data are."""
+    layouts = draw_layouts(world, split, count, generator)
+    frames = [world.reset(layouts, walker.reset(world, layouts, generator))]
+    actions, truth = [], [world.truth()]
+    for _ in range(steps):
+        actions.append(walker.act(frames[-1], world.body()).to(world.device))
+        frames.append(world.step(actions[-1]))
+        truth.append(world.truth())
+    return Walks(layouts, torch.stack(frames, 1), torch.stack(actions, 1), torch.stack(truth, 1))
 
 
 def random_walks(

@@ -154,12 +154,21 @@ class ImaginedPlans:
         os.replace(beside, self.cache)
 
     def draw(self, count: int, generator: Generator) -> Lesson:
-        """`count` random pairs of nodes; fewer by those that no way connects that would be worth it."""
+        """`count` random pairs of nodes; fewer by those that no way connects that would be worth it.
+
+        Raises:
+            ValueError: if nothing is connected.
+        """
         assert self._held is not None, "no graph was made yet"
         nodes, u, to_go, best, moves = self._held
         sizes = (self.made, *to_go.shape[1:])
         drawn = [torch.randint(size, (count,), generator=generator).to(nodes.device) for size in sizes]
         known = to_go[drawn[0], drawn[1], drawn[2], drawn[3]].isfinite()
+        if not known.any():
+            raise ValueError(
+                f"none of {count} pairs of imagined nodes is connected: moves end as far from other nodes as they "
+                "began. Raise nodes or branch_steps of critic.plans.explorer, or train the metric longer"
+            )
         field, weights, node, goal = (index[known] for index in drawn)
         # The best of a few directions is only near the way; with half of the second best added it errs less.
         first, second = (moves[field, node, best[field, weights, node, goal, rank].long()] for rank in (0, 1))

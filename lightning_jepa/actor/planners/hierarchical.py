@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.actor.planners.shooting import check_counts, check_positive, pick
+from lightning_jepa.actor.planners.shooting import check_counts, check_positive
 from lightning_jepa.protocols import Cost, CostBuilder, Hierarchy, LevelModel, Planner
 from lightning_jepa.types import Modulation, Plan
 
@@ -22,8 +22,8 @@ class HierarchicalPlanner:
         a2 = argmin sum C(s2),   then   a = argmin sum C(s; s2[1])   and so on down to level 1
 
     The top level approaches the goal, each level below the state that the level above wants next. A level plans anew
-    after some plans of the level below. Until then an episode whose subgoal is reached goes on to the next one of the
-    same plan; one that does not reach it gets another with the new plan.
+    where its subgoal is reached, or has not been within some plans of the level below: it can't be, or not yet. So does
+    a level whose own subgoal is another one now. Each episode has its own times, and counts its own evaluations.
 
     Where a level has a policy to reach its states, that of the level below starts its plans from what it proposes
     (Mode-1 helps Mode-2, section 3.1.3); with `planner=reactive` it carries that out and does not search.
@@ -38,7 +38,7 @@ class HierarchicalPlanner:
             `world_model.level.Whitened`; one that lacks its `metric` gets the level's.
         goal: what makes the top level's cost of its `metric`.
         subgoal: what makes that of a level below, of the `lift` and `metric` of the level above.
-        hold: plans of the level below for each plan of a level.
+        hold: plans of the level below within which a subgoal has to be reached.
         reached: a subgoal is, as soon as the agent has come this share of the way to it, in the metric of its level.
         judged: the level whose states the agent's own cost judges, such as one with a critic; none: it is not used. At
             the top it takes the place of `goal`, below it is added to that of the subgoal.
@@ -113,17 +113,21 @@ class HierarchicalPlanner:
         if self._task is not modulation.goal:
             self._task = modulation.goal
             self._floors = self._begin(world_model, modulation.goal)
-        here, due, spent = s, True, 0
+        here, due, spent = s, torch.ones(len(s), dtype=torch.bool, device=s.device), 0
         for floor in self._floors:
             here = floor.model.encode(here[:, None])[:, 0]
             due = floor.stand(here, due)
         costs = _Costs(self, self._floors, cost, modulation)
         for level in range(self.depth, 1, -1):
-            spent += self._floors[level - 2].advance(*costs.of(level), self._proposed(level), generator)
+            floor = self._floors[level - 2]
+            if level < self.depth:
+                floor.due = floor.due | self._floors[level - 1].due
+            if floor.due.any():
+                spent += floor.begin(*costs.of(level), self._proposed(level), generator)
         proposed = self._proposed(1)
         plan = self.lowest.plan(s, world_model, *costs.of(1), start if proposed is None else proposed, generator)
         spent += plan.evaluations
-        fresh = [level for level in range(self.depth, 1, -1) if self._floors[level - 2].due]
+        fresh = [level for level in range(self.depth, 1, -1) if self._floors[level - 2].due.any()]
         for _ in range(self.refinements if fresh else 0):
             reachable = self._reachable(plan)
             for level in fresh:
@@ -139,6 +143,12 @@ class HierarchicalPlanner:
         """What each level above the first wants next, [B, D'], the lowest first: for pictures."""
         return [floor.subgoal() for floor in self._floors]
 
+    def led_by(self, leader: Planner) -> HierarchicalPlanner:
+        """Level 1 and its subgoal's cost as they are, and another leader of it at the top."""
+        return HierarchicalPlanner(
+            {"level1": self.lowest, "level2": leader}, self.goal, self.subgoal, self.hold, self.reached
+        )
+
     def _begin(self, world_model: Hierarchy, goal: Tensor) -> list[_Floor]:
         depth = getattr(world_model, "depth", 1)
         if depth < self.depth:
@@ -151,10 +161,10 @@ class HierarchicalPlanner:
             model = world_model.above(number)
             goal = model.encode(goal[:, None])[:, 0]
             planner = make(metric=model.metric) if callable(make) else make
-            if self.refinements and isinstance(planner, CostBuilder):
+            if isinstance(planner, CostBuilder) and (self.refinements or self.judged == number):
                 raise ValueError(
-                    f"planner.refinements={self.refinements}, but the planner of level {number} minimises a cost of "
-                    "its own: choose cem or mppi for it, or 0 refinements"
+                    f"planner.refinements={self.refinements}, planner.judged={self.judged}, but the planner of level "
+                    f"{number} minimises a cost of its own: choose cem or mppi for it (planner=hierarchical)"
                 )
             floors.append(_Floor(model, planner, goal, self.hold, self.reached))
         return floors
@@ -222,12 +232,11 @@ class _Floor:
     def __init__(self, model: LevelModel, planner: Planner, goal: Tensor, hold: int, reached: float) -> None:
         self.model, self.planner, self.goal = model, planner, goal
         self.hold, self.reached = hold, reached
-        self.due = False  # to plan anew
-        self._left = 1
+        self.due = torch.ones(len(goal), dtype=torch.bool, device=goal.device)  # to plan anew, [B]
+        self._left = torch.zeros(len(goal), dtype=torch.long, device=goal.device)  # plans of the level below, [B]
         self._plan: Plan | None = None
         self._here = goal  # until the agents stand somewhere
-        self._next = torch.zeros(len(goal), dtype=torch.long, device=goal.device)  # of the plan's states, [B]
-        self._way = goal.new_zeros(len(goal))  # how far it was to that one when it became the subgoal, [B]
+        self._way = goal.new_zeros(len(goal))  # how far it was to the subgoal when it became one, [B]
 
     @property
     def planned(self) -> Plan:
@@ -235,43 +244,54 @@ class _Floor:
         assert self._plan is not None
         return self._plan
 
-    def stand(self, s: Tensor, below: bool) -> bool:
-        """The agents are at s [B, D'] now, and the level below may plan anew; says whether this one has to."""
+    def stand(self, s: Tensor, below: Tensor) -> Tensor:
+        """The agents are at s [B, D'] now, and the level below may plan anew, [B]; says where this one has to."""
         self._here = s
-        self._left -= int(below)
-        self.due = self._left == 0
+        self._left = self._left - below.long()
+        self.due = self._left <= 0
+        if self._plan is not None:
+            self.due = self.due | (self._off() < (1 - self.reached) * self._way)
         return self.due
 
-    def advance(self, cost: Cost, modulation: Modulation, proposed: Tensor | None, generator: Generator | None) -> int:
-        """Plan anew if it is time to, else see who goes on to the next subgoal; returns model steps."""
-        if self.due:
-            self._left = self.hold
-            start = proposed
-            if start is None and self._plan is not None and self._plan.actions.shape[1] > 1:
-                start = self._plan.actions[:, 1:]
-            return self.search(cost, modulation, start, generator)
-        arrived = self._off() < (1 - self.reached) * self._way
-        self._next = (self._next + arrived.long()).clamp_max(self.planned.states.shape[1] - 1)
-        self._way = torch.where(arrived, self._off(), self._way)
-        return 0
+    def begin(self, cost: Cost, modulation: Modulation, proposed: Tensor | None, generator: Generator | None) -> int:
+        """Plan anew where it is time to, from what is proposed or left; returns model steps."""
+        self._left = self._left.masked_fill(self.due, self.hold)
+        start = proposed
+        if start is None and self._plan is not None and self._plan.actions.shape[1] > 1:
+            start = self._plan.actions[:, 1:]
+        return self.search(cost, modulation, start, generator)
 
     def subgoal(self) -> Tensor:
         """The state that is wanted next, [B, D']."""
-        return pick(self.planned.states, self._next[:, None])[:, 0]
+        return self.planned.states[:, 0]
 
     def proposed(self) -> Tensor | None:
         """What its policy would do below to reach the subgoal, [B, n, A]."""
         return None if self.model.reach is None else self.model.reach(self._here, self.subgoal())
 
     def search(self, cost: Cost, modulation: Modulation, start: Tensor | None, generator: Generator | None) -> int:
-        """Plan; returns model steps."""
-        self._plan = self.planner.plan(self._here, self.model, cost, modulation, start, generator)
-        self._next = torch.zeros_like(self._next)
-        self._way = self._off()
-        return self._plan.evaluations
+        """Plan, for whom it is due; returns the model steps of an episode, on average.
+
+        A batch is searched as a whole, as a planner may know it by its goals; who is not due keeps the plan there is.
+        """
+        found = self.planner.plan(self._here, self.model, cost, modulation, start, generator)
+        self._plan = found if self._plan is None else _where(self.due, found, self._plan)
+        self._way = torch.where(self.due, self._off(), self._way)
+        return round(found.evaluations * float(self.due.float().mean()))
 
     def _off(self) -> Tensor:
         """How far from the subgoal, [B]."""
         metric: nn.Module = self.model.metric
         distance: Tensor = (metric(self._here) - metric(self.subgoal())).norm(dim=-1)
         return distance
+
+
+def _where(new: Tensor, one: Plan, other: Plan) -> Plan:
+    """One plan in some episodes [B], the other elsewhere."""
+    there = new[:, None, None]
+    return Plan(
+        torch.where(there, one.actions, other.actions),
+        torch.where(there, one.states, other.states),
+        torch.where(new, one.cost, other.cost),
+        one.evaluations,
+    )
