@@ -17,6 +17,8 @@ from lightning_jepa.world_model.convolutional import ConvPredictor
 from lightning_jepa.world_model.criteria.temporal_contrast import TemporalContrast
 from lightning_jepa.world_model.criteria.vicreg import VarianceCovariance
 from lightning_jepa.world_model.jepa import JEPA
+from lightning_jepa.world_model.latent.discrete import DiscreteLatent
+from lightning_jepa.world_model.latent_jepa import LatentJEPA
 from lightning_jepa.world_model.level import Level, MacroAction, MapAbove, Same
 from lightning_jepa.world_model.metric import MetricSpace
 
@@ -24,9 +26,12 @@ ABOVE = (1, 9, 9)
 WEIGHTS = {"prediction": 2.0, "variance": 1.0, "covariance": 1.0, "contrast": 0.1}
 
 
-def level(steps: int = 3, action_size: int = 2, size: int = 2, below: tuple[int, ...] = SHAPE, **given: Any) -> Level:
+def level(
+    steps: int = 3, action_size: int = 2, size: int = 2, below: tuple[int, ...] = SHAPE, codes: int = 0, **given: Any
+) -> Level:
     encoder = MapAbove(below, 1, hidden=4) if below[0] > 1 else Same(81)
-    jepa = JEPA(encoder, ConvPredictor(ABOVE, size, hidden=4))
+    predictor = ConvPredictor(ABOVE, size + codes, hidden=4)
+    jepa = LatentJEPA(DiscreteLatent(codes, 81, size), encoder, predictor) if codes else JEPA(encoder, predictor)
     macro = MacroAction(steps, action_size, size, hidden=8, action_scale=2.45 if action_size == 2 else 1.0)
     return Level(jepa, macro, MetricSpace(81, size=3, hidden=8), **given)
 

@@ -8,10 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretraining import stage as pretraining_stage
 from stacking import ABOVE, level, stacked
+from torch import Generator
 
 from lightning_jepa import checkpoint
+from lightning_jepa.actor.planners.cem import CEM
+from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
+from lightning_jepa.actor.planners.scenarios import ScenarioPlanner
 from lightning_jepa.actor.reaching import Reaching
+from lightning_jepa.cost.goal import GoalEnergy
+from lightning_jepa.cost.subgoal import SubgoalEnergy
 from lightning_jepa.perception.conv import ConvEncoder
+from lightning_jepa.types import Modulation
 from lightning_jepa.world_model.convolutional import ConvPredictor
 from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
 from lightning_jepa.world_model.jepa import JEPA
@@ -80,6 +87,31 @@ def test_a_step_of_a_level_leads_where_its_rollout_does() -> None:
     states, chances = Whitened(own).outcomes(s, w)
     torch.testing.assert_close(states[:, 0], Whitened(own).rollout(s, w[:, None, None])[:, 0, 0])
     assert chances.tolist() == [[1.0]] * 4
+
+
+def test_a_level_may_have_a_latent_variable() -> None:
+    """F(s2, s2') = min over z at a level too: codes that a planner above level 1 can draw, branch over, and rank by."""
+    torch.manual_seed(0)
+    own = level(codes=3, below=ABOVE)
+    torch.nn.init.normal_(own.jepa.predictor.last.weight)  # it starts with "nothing changes"
+    own.remember(torch.randn(300, 3, 2))
+    white, s = Whitened(own), torch.randn(2, 81)
+    w = torch.randn(2, 4, 1, 2)
+    assert white.noise == 1
+    futures, (states, chances) = white.scenarios(s, w, torch.rand(50, 1, 1)), white.outcomes(s, w[:, 0, 0])
+    assert futures.shape == (2, 4, 50, 1, 81)
+    assert chances.shape == (2, 3)
+    nearest = torch.cdist(futures[:, 0, :, 0], states)  # each scenario is one of the outcomes
+    assert nearest.amin(-1).max() < 0.05
+    of_each = torch.stack([white.energy(s, w[:, 0], state[:, None]) for state in states.unbind(1)], 1)
+    assert of_each.max() < 1e-6  # what some code leads to costs nothing
+    assert (white.energy(s, w[:, 0], states.mean(1, keepdim=True)) > of_each.amax(1)).all()
+    low, high = (CEM(8, 1, 2, 2, 2, 1.0) for _ in range(2))
+    risky = ScenarioPlanner(high, scenarios=5, tail=0.2)
+    of = HierarchicalPlanner({"level1": low, "level2": risky}, GoalEnergy, SubgoalEnergy)
+    tower = HierarchicalJEPA(JEPA(Same(81), ConvPredictor((1, 9, 9), 2)), [own])
+    plan = of.plan(s, tower, GoalEnergy(), Modulation(torch.randn(2, 81)), None, Generator().manual_seed(0))
+    assert plan.evaluations == 8 * 2 + 5 * 8 * 2
 
 
 def test_a_level_that_pools_is_not_planned_with() -> None:

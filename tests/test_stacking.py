@@ -117,6 +117,17 @@ def test_training_lowers_the_energy_of_macro_steps(shards: str, tmp_path: Path) 
     assert int(stage.level.seen) > 2
 
 
+def test_a_level_learns_its_latent_variable(shards: str, tmp_path: Path) -> None:
+    """z and its prior are terms of a level as they are of a JEPA of pictures."""
+    stage = stacked(own=level(codes=3), weights=WEIGHTS | {"prior": 1.0})
+    before = {name: weight.clone() for name, weight in stage.level.jepa.named_parameters()}
+    fitted = trainer(tmp_path)
+    fitted.fit(stage, datamodule=data(shards, (5, 3), (3, 6)))
+    assert fitted.callback_metrics["train/prior"] > 0
+    changed = {name for name, weight in stage.level.jepa.named_parameters() if not torch.equal(weight, before[name])}
+    assert {"encoder", "predictor", "latent"} == {name.split(".")[0] for name in changed}
+
+
 def test_a_level_that_pools_reads_the_steps_between(shards: str) -> None:
     stage = stacked(own=level(pool=2))
     (lifted,) = stage.viewed(batch(shards, (7, 1)))
@@ -146,6 +157,7 @@ def test_windows_that_do_not_fit_are_refused(
 def test_a_critic_judges_the_states_of_a_level(shards: str, windows: tuple[int, int], tmp_path: Path) -> None:
     """TC(s2) of level 2 is learned from what its states cost later, level by level as below."""
     stage = stacked()
+    torch.nn.init.normal_(stage.level.jepa.predictor.last.weight)  # it starts with "nothing changes"
     stage.level.remember(torch.randn(64, 3, 2))
     members = [CriticNetwork(MetricSpace(81, 4, 8), 4, terms=1, hidden=8)]
     explorer = partial(Explorer, rounds=2, origins=4, walks=4, walk_steps=4, nodes=24, branches=4, branch_steps=2)

@@ -243,6 +243,11 @@ class Whitened:
         """States of the level below, [B, T, D] -> [B, T, E]."""
         return self.level.lift(observations)
 
+    @property
+    def noise(self) -> int:
+        """Numbers that decide what happens in a step of a scenario; 0 for a level without z."""
+        return self.jepa.noise
+
     def white(self, actions: Tensor) -> Tensor:
         """Macro-actions [..., M] -> the white ones that stand for them."""
         return (actions - self.mean) @ torch.linalg.pinv(self.root).T
@@ -258,3 +263,11 @@ class Whitened:
     def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """What a step may lead to, [N, E], [N, M] -> [N, K, E] and chances [N, K]."""
         return self.jepa.outcomes(s, self.done(actions))
+
+    def scenarios(self, s: Tensor, actions: Tensor, uniform: Tensor) -> Tensor:
+        """[B, E], [B, S, H, M], in K scenarios made of numbers [K, H, U] -> [B, S, K, H, E]."""
+        return self.jepa.scenarios(s, self.done(actions), uniform)
+
+    def energy(self, s: Tensor, actions: Tensor, s_y: Tensor) -> Tensor:
+        """F(x, y) of continuations [B, H, E] from [B, E] by [B, H, M]: [B]."""
+        return self.jepa.energy(s, self.done(actions), s_y)
