@@ -203,6 +203,16 @@ def test_the_fork_exam_on_who_knows_and_who_averages(tmp_path: Path) -> None:
         assert picture.width > 300
 
 
+def test_transitions_of_another_draw_are_others(tmp_path: Path) -> None:
+    """Draw 3 of an exam that begins at 0 is draw 0 of one that begins at 3."""
+    found = {}
+    for first, seed in ((0, 0), (0, 3), (3, 0)):
+        exam = ForkExam(world=ForkWorld(PillarLayouts()), transitions=50, samples=20, angles=3, first_draw=first)
+        found[first, seed] = exam.run(Stage(KnowsForks(blurred=True)), seed, tmp_path, Training())["energy_true"]
+    assert found[3, 0] == pytest.approx(found[0, 3])
+    assert found[3, 0] != pytest.approx(found[0, 0])
+
+
 class KnowsBridges(Seeing):
     """All that can be known, or its mean."""
 

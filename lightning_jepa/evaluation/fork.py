@@ -50,6 +50,7 @@ class ForkExam:
         transitions: N.
         samples: S, futures drawn for each.
         angles: A + 1, of the continuum whose energies are told.
+        first_draw: of transitions, that of seed 0: a recipe that was looked for on one draw is measured on another.
         targets, name, note: see `TwoRoomsExam`.
     """
 
@@ -60,12 +61,13 @@ class ForkExam:
         transitions: int = 500,
         samples: int = 256,
         angles: int = 73,
+        first_draw: int = 0,
         targets: Mapping[str, Mapping[str, Any]] | None = None,
         name: str = "fork",
         note: str | None = None,
     ) -> None:
         self.world = world
-        self.transitions, self.samples, self.angles = transitions, samples, angles
+        self.transitions, self.samples, self.angles, self.first_draw = transitions, samples, angles, first_draw
         protocol = {
             "transitions": transitions,
             "samples": samples,
@@ -81,7 +83,7 @@ class ForkExam:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values."""
         stage.to(self.world.device)
         stage.eval()
-        jepa, generator = stage.jepa, Generator().manual_seed(seed)
+        jepa, generator = stage.jepa, Generator().manual_seed(self.first_draw + seed)
         places = self._places(generator)
         ids, here, action = places
         s = encode_at(self.world, jepa, ids, here)
