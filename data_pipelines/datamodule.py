@@ -151,7 +151,8 @@ class EpisodeData(L.LightningDataModule):
                 raise ValueError(
                     f"a window of length {level.length} and stride {level.stride} spans {level.steps} steps, but an "
                     f"episode in {episodes.location} has only {manifest.shortest}. Choose a shorter length or stride, "
-                    "or leave such episodes out with data.short_episodes=drop"
+                    f"collect episodes of at least {level.steps} steps (world.episode_steps), or leave short ones out "
+                    "with data.short_episodes=drop"
                 )
         return episodes
 

@@ -26,7 +26,7 @@ def pipeline(cfg: DictConfig) -> Path | None:
     from lightning_jepa.distill import distill
     from lightning_jepa.evaluate import evaluate
     from lightning_jepa.evaluation import results
-    from lightning_jepa.precheck import foundation, precheck
+    from lightning_jepa.precheck import foundation, precheck, precheck_windows
     from lightning_jepa.staging import TRAINED, before, on_top
     from lightning_jepa.train import train
 
@@ -41,6 +41,7 @@ def pipeline(cfg: DictConfig) -> Path | None:
                 manifests = build(step.collection).run()
                 digests = {split: manifest.digest for split, manifest in manifests.items()}
                 tracking.log_data(own, step.data.root, digests, "collect")
+        precheck_windows(cfg)
         for seed in cfg.seeds:
             trained: dict[str | None, str] = {}
             graphs = Path(cfg.paths.out, f"graphs_seed_{seed}.pt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_jepa.build import build, checked, resolved
 from lightning_jepa.checkpoint import LAST
@@ -52,6 +52,21 @@ def precheck(cfg: DictConfig) -> None:
                 )
     if "evaluate" in stages:
         writable(cfg.paths.results)
+
+
+def precheck_windows(cfg: DictConfig) -> None:
+    """See that all stages find their windows in the episodes, before the first of them trains for hours.
+
+    Raises:
+        ValueError: if data are missing or damaged, or episodes are too short for a stage's windows.
+    """
+    for stage in TRAINED:
+        if stage in cfg.stages and stage != "distill":  # that one collects episodes of its own
+            own = {} if stage == "pretrain" else cfg[stage].get("data", {})
+            try:
+                build(OmegaConf.merge(cfg.data, own)).setup("fit")
+            except ValueError as error:
+                raise ValueError(f"the data of {stage}: {error}") from error
 
 
 def left_by(cfg: DictConfig, stage: str, seed: int) -> Path:

@@ -252,6 +252,15 @@ def test_levels_stack_by_configuration_alone(tmp_path: Path) -> None:
         train.train(cfg)
 
 
+def test_windows_too_long_for_a_level_are_found_before_the_levels_below_train(tmp_path: Path) -> None:
+    cfg = configuration(tmp_path, "run", "tracking=none", experiment="maze_tiny")
+    cfg.level3.data.levels = [{"length": 7, "stride": 8}]
+    said = r"the data of level3: a window .* spans 48 steps, but .* has only 40\. .* episodes of at least 48 steps"
+    with pytest.raises(ValueError, match=said):
+        pipeline.pipeline(cfg)
+    assert not (tmp_path / "run" / "pretrain_seed_0").exists()
+
+
 def test_a_critic_of_level_2_by_configuration_alone(tmp_path: Path) -> None:
     """Trained on the states of level 2, and asked by the planner of that level."""
     stages = "stages=[collect,pretrain,level2,level3,critic,evaluate]"
