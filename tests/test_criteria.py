@@ -159,6 +159,9 @@ def test_vicreg_refuses_what_it_can_not_use() -> None:
         VarianceCovariance(over="place")
     with pytest.raises(ValueError, match="over='place'.* at least 2"):
         VarianceCovariance(over="place", state_shape=[4, 3, 3])(of(torch.randn(1, 1, 36)))
+    for over, batch, times in (("batch", 1, 5), ("time", 5, 1), ("batch_time", 1, 1)):  # nine places are no samples
+        with pytest.raises(ValueError, match=rf"over='{over}'.* takes statistics over 1 sample"):
+            VarianceCovariance(over=over, state_shape=[4, 3, 3])(of(torch.randn(batch, times, 36)))
     with pytest.raises(ValueError, match="no maps"):
         VarianceCovariance(state_shape=[4, 3, 3])(of(torch.randn(2, 2, 35)))
     with pytest.raises(ValueError, match="at least 2"):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_jepa.evaluation.ranking import auroc
+from lightning_jepa.evaluation.ranking import auroc, share_told
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.street import StreetExam
 from lightning_jepa.types import Training
@@ -57,6 +57,9 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(scale: float) -> None:
     true, wrong = torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([3.0, 4.0, 6.0])
     assert auroc(scale * true, scale * wrong).value == pytest.approx((3 + 3 + 2.5 + 1) / 12)
     assert auroc(wrong, wrong).value == pytest.approx(0.5)
+    assert share_told(torch.tensor([1.0, 5.0, 2.0, 3.0]), torch.tensor([2.0, 6.0, 1.0, 3.0])).value == 0.625
+    with pytest.raises(ValueError, match="3 of 6 energies are not finite"):  # which would pass for high ones
+        auroc(torch.zeros(3), torch.full((3,), torch.nan))
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
@@ -103,6 +106,7 @@ def test_the_exam_tells_what_followed_from_what_did_not(tmp_path: Path) -> None:
     found = StreetExam(film=Flights(), context=2, horizon=4).run(Stage(), 0, tmp_path, Training())
     assert found["auroc_elsewhere"] > 0.95
     assert found["auroc_reversal"] > 0.95
+    assert found["share_reversal"] == found["share_going_back"] == 1
     assert found["auroc_going_back"] > 0.95
     assert found["surprise_at_a_cut"] > 5
     controls = load(tmp_path / "seed_0.json").controls

@@ -32,7 +32,9 @@ KINDS: dict[str, Callable[[], Any]] = {
     "noisy": lambda: NoisyLatent(2, D, A),
 }
 LONG: dict[str, Callable[[], Any]] = {  # the same, where three states are known
-    "discrete": lambda: DiscreteLatent(4, 3 * D, A, strength=0.1, memory_gb=5 * 4 * D * 4 / 2**30),  # it just fits
+    "discrete": lambda: DiscreteLatent(
+        4, 3 * D, A, 0.1, hidden=8, memory_gb=4 * 5 * (D + A + 4) * 4 / 2**30
+    ),  # it just fits
     "continuous": lambda: ContinuousLatent(2, 3 * D, A, strength=0.1),
     "sparse": lambda: SparseLatent(5, 3 * D, A),
     "noisy": lambda: NoisyLatent(2, 3 * D, A, next_size=D),
@@ -188,7 +190,7 @@ class TwoValleys(nn.Module):
 
 def test_several_starts_find_what_one_misses() -> None:
     found = {
-        starts: world_model(ContinuousLatent(1, D, A, starts=starts, steps=300, rate=0.02, spread=2.0), TwoValleys())
+        starts: world_model(ContinuousLatent(1, D, A, starts=starts, asked=300, rate=0.02, spread=2.0), TwoValleys())
         .eval()
         .energy(torch.zeros(3, D), torch.zeros(3, 1, A), torch.zeros(3, 1, D))
         for starts in (1, 8)
@@ -282,6 +284,21 @@ def test_as_many_numbers_as_the_state_and_no_regulariser_collapse_the_energy() -
     bound = world_model(ContinuousLatent(1, D, A, steps=200), Shift(torch.eye(1, D)))
     assert free.energy(s, a, s_y).max() < 1e-3
     assert bound.energy(s, a, s_y).mean() > 0.5
+
+
+def test_more_steps_of_inference_never_raise_an_energy() -> None:
+    """Where the predictor is no linear function either, and the rate too large for it."""
+    torch.manual_seed(0)
+    predictor = ResidualPredictor(D, A + 5, 32)
+    nn.init.normal_(predictor.change[-1].weight)
+    before, given = torch.full((7,), torch.inf), transitions()
+    for steps in (1, 5, 20, 80, 320):
+        torch.manual_seed(1)
+        energy = world_model(SparseLatent(5, D, A, asked=steps, rate=30.0), predictor).eval().energy(*given)
+        assert (energy <= before).all()
+        before = energy
+    fine = world_model(SparseLatent(5, D, A, asked=4000, rate=0.1), predictor).eval().energy(*given)
+    assert before.mean() < fine.mean() + 0.02
 
 
 def test_sparse_codes_have_zeros() -> None:
@@ -393,8 +410,12 @@ def test_gradients_pass_through_scenarios() -> None:
         (lambda: NoisyLatent(2, D, A, refinement=-1), "refinement"),
         (lambda: world_model(DiscreteLatent(4, D, A), ResidualPredictor(D, 3)), "world's action size"),
         (
-            lambda: world_model(DiscreteLatent(4, D, A, memory_gb=1e-9)).complete(*transitions()),
+            lambda: world_model(DiscreteLatent(4, D, A, hidden=8, memory_gb=9e-7)).complete(*transitions()),
             "trying 4 codes for 7 transitions .* lower latent.codes",
+        ),
+        (
+            lambda: DiscreteLatent(10**7, D, A),
+            "knowing 10000000 codes takes .* GiB and more, latent.memory_gb=8 is allowed: lower latent.codes",
         ),
         (
             lambda: world_model(ContinuousLatent(2, D, A, memory_gb=1e-9)).complete(*transitions()),

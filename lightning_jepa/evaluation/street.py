@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_jepa.evaluation.energy_figures import surprise_figure
-from lightning_jepa.evaluation.ranking import auroc
+from lightning_jepa.evaluation.ranking import auroc, share_told
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Rows, mean
 from lightning_jepa.evaluation.watching import Watcher
@@ -93,8 +93,8 @@ class StreetExam:
             )
         states = watcher.states(films)
         pixels = torch.from_numpy(films).flatten(2).float() / 255
-        metrics = {f"auroc_{name}": row for name, row in self._ranks(states, watcher.energy).items()}
-        controls = {f"auroc_{name}": {"pixels": row} for name, row in self._ranks(pixels, still).items()}
+        metrics = self._ranks(states, watcher.energy)
+        controls = {name: {"pixels": row} for name, row in self._ranks(pixels, still).items()}
         cut = films.shape[1] // 2
         spliced = torch.cat([states[0, :cut], states[len(states) // 2, cut:]])
         curves = {"as it was": watcher.surprise(states[:1], self.context)[0]}
@@ -121,7 +121,11 @@ class StreetExam:
         back = before[:, :, -self.horizon :].flip(2)  # the film turns round: nothing jumps
         wrong = {"elsewhere": elsewhere, "reversal": true.flip(2), "going_back": back}
         followed = energy(known, true.flatten(0, 1))
-        return {name: auroc(followed, energy(known, y.flatten(0, 1))) for name, y in wrong.items()}
+        rows: Rows = {}
+        for name, y in wrong.items():
+            not_so = energy(known, y.flatten(0, 1))
+            rows |= {f"auroc_{name}": auroc(followed, not_so), f"share_{name}": share_told(followed, not_so)}
+        return rows
 
 
 def still(seen: Tensor, y: Tensor) -> Tensor:

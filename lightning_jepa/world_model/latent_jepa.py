@@ -28,7 +28,7 @@ class Completion(NamedTuple):
 
     @property
     def energy(self) -> Tensor:
-        """F(x, y) = min over z of E(x, y, z), the mean over steps, [B]."""
+        """F(x, y) = min over z of E(x, y, z), the mean over steps, each of which has the z best for itself, [B]."""
         return (self.distance + self.regulariser).mean(1)
 
 
@@ -80,9 +80,11 @@ class LatentJEPA(JEPA):
         return self.predictor.action_size - self.latent.size
 
     def complete(self, s: Tensor, actions: Tensor, s_y: Tensor) -> Completion:
-        """Explain what followed: z[t] = argmin over z of E, from s [B, D] or [B, h, D], by actions [B, h - 1 + H, A].
+        """Explain what followed s [B, D] or [B, h, D] by actions [B, h - 1 + H, A]: z[t] = argmin over z of E[t].
 
-        Each z is that of its own step, given those before it. The body, if there is one, is not explained.
+        Each z is that of its own step, given those before it: to try all sequences would cost K to the power of H, and
+        what a worse step makes possible later is missed (with four codes and two steps the energy was 4 % above that
+        minimum). The body, if there is one, is not explained.
 
         Args:
             s, actions: see `predict`.

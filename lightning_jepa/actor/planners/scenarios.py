@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.actor.planners.shooting import check_counts
+from lightning_jepa.actor.planners.tree import TreeSearch
 from lightning_jepa.protocols import Cost, CostBuilder, EnergyModel, Planner
 from lightning_jepa.types import Modulation, Plan
 
@@ -42,7 +43,7 @@ class ScenarioPlanner:
                 f"planner.tail={tail}, planner.kappa={kappa}, planner.scenarios={scenarios}: give a share above 0 and "
                 "at most 1, no reward for risk, and at least two scenarios where their deviation counts"
             )
-        if isinstance(planner, CostBuilder | HierarchicalPlanner):
+        if isinstance(planner, CostBuilder | HierarchicalPlanner | TreeSearch):
             raise ValueError(
                 f"{type(planner).__name__} plans by more than what sequences cost: judge scenarios with one of cem, "
                 "icem, mppi, gradient and exhaustive"
@@ -78,7 +79,9 @@ class ScenarioPlanner:
 
     def judged(self, totals: Tensor) -> Tensor:
         """F of the scenarios' costs [..., M] -> [...]."""
-        counted = math.ceil(self.tail * self.scenarios - 1e-9)  # a share of .07 of 100 is 7, whatever its binary form
+        counted = max(
+            1, math.ceil(self.tail * self.scenarios - 1e-9)
+        )  # a share of .07 of 100 is 7, whatever its binary form
         worst = totals.topk(counted, -1).values
         judged = worst.mean(-1)
         return judged + self.kappa * totals.std(-1) if self.kappa else judged

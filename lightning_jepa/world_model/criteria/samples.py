@@ -60,10 +60,11 @@ class Samples(nn.Module):
                 raise ValueError(f"states of {states.shape[2]} numbers are no maps of shape {self.map_shape}")
             samples = states.unflatten(2, self.map_shape).flatten(3).transpose(2, 3)  # [B, T, h w, c]
         expanded: Tensor = self.expander(samples)
+        rows, times = states.shape[:2]
+        count = {"batch": rows, "time": times}.get(self.over, rows * times)  # places of one picture are no samples
+        check_samples(count, self.joint, f"a criterion (over={self.over!r})")
         if self.over == "place":
             expanded = precise(expanded)
-            count = states.shape[0] * states.shape[1]
-            check_samples(count, self.joint, "a mean of each place (over='place')")
             total = everywhere(expanded.new_tensor(count))
             expanded = expanded - everywhere(expanded.sum((0, 1))) / total
         if self.over in ("batch_time", "place"):

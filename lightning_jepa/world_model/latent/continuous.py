@@ -31,10 +31,12 @@ class ContinuousLatent(GaussianLatent):
         action_size: A.
         strength: of R(z), in the unit of D; 0 for none.
         starts: S, from which z is inferred: 0, then random ones.
-        steps: of each descent.
+        steps: of each descent, in training.
         rate: of each step.
         spread: standard deviation of random starts.
         memory_gb: what the predictions from all starts may take at once.
+        asked: steps where an energy is asked for, which has to be a minimum: after few, what can be explained looks
+            as if it could not.
 
     Raises:
         ValueError: if a number is out of its range; where z is inferred, if those predictions would not fit.
@@ -51,15 +53,16 @@ class ContinuousLatent(GaussianLatent):
         rate: float = 0.2,
         spread: float = 1.0,
         memory_gb: float = 8.0,
+        asked: int = 200,
     ) -> None:
-        if min(size, starts, steps) < 1 or strength < 0 or not rate > 0 or not spread > 0:
+        if min(size, starts, steps, asked) < 1 or strength < 0 or not rate > 0 or not spread > 0:
             raise ValueError(
-                f"size={size}, starts={starts}, steps={steps}, strength={strength}, rate={rate}, spread={spread}: give "
-                f"counts of at least 1, a strength of at least 0, a rate and a spread above 0"
+                f"size={size}, starts={starts}, steps={steps}, asked={asked}, strength={strength}, rate={rate}, "
+                f"spread={spread}: give counts of at least 1, a strength of at least 0, a rate and a spread above 0"
             )
         super().__init__(size, state_size, action_size)
         self.strength, self.starts, self.steps, self.rate, self.spread = strength, starts, steps, rate, spread
-        self.memory_gb = memory_gb
+        self.memory_gb, self.asked = memory_gb, asked
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By descent from several starts, the best of which counts."""
@@ -72,7 +75,7 @@ class ContinuousLatent(GaussianLatent):
 
         first = self.spread * random_starts(count, self.starts, self.size, s, self.training)
         first[:, 0] = 0
-        found = descend(energy, first, self.steps, self.rate)
+        found = descend(energy, first, self.steps if self.training else self.asked, self.rate)
         with torch.no_grad():
             best = energy(found).argmin(1)
         z = found[torch.arange(count, device=s.device), best]

@@ -30,11 +30,11 @@ class DiscreteLatent(nn.Module):
         strength: of the prior in the energy, in the unit of D.
         relaxation: see above.
         hidden: width of the prior's network.
-        memory_gb: what the predictions of all codes may take at once.
+        memory_gb: what the codes and the predictions with all of them may take at once.
 
     Raises:
-        ValueError: if there is no choice of codes, or a number is out of its range; where z is inferred, if the
-            predictions of all codes would not fit into memory.
+        ValueError: if there is no choice of codes, they would not fit into memory, or a number is out of its range;
+            where z is inferred, if the predictions with all codes would not fit.
     """
 
     noise = 1
@@ -55,6 +55,8 @@ class DiscreteLatent(nn.Module):
                 f"codes={codes}, strength={strength}, relaxation={relaxation}: give at least 2 codes, a strength of at "
                 f"least 0 and a relaxation of at least 0 and below 1"
             )
+        own = codes * (codes + hidden)  # one-hot, and in the prior's last layer
+        check_memory(f"knowing {codes} codes", own, torch.empty(0), memory_gb, "lower latent.codes")
         self.size = self.codes = codes
         self.state_size = state_size
         self.strength, self.relaxation, self.memory_gb = strength, relaxation, memory_gb
@@ -62,7 +64,7 @@ class DiscreteLatent(nn.Module):
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By trying all codes: exact."""
-        count, numbers = len(s), s_y.numel() * self.codes
+        count, numbers = len(s), self.codes * (s_y.numel() + len(s) * (a.shape[-1] + self.codes))
         what, mend = (
             f"trying {self.codes} codes for {count} transitions at once",
             "lower latent.codes or data.batch_size",

@@ -93,14 +93,11 @@ def check_memory(what: str, numbers: int, like: Tensor, memory_gb: float, mend: 
 
     Args:
         what: takes them.
-        numbers: how many.
+        numbers: how many, at least.
         like: of this precision.
         memory_gb: what they may take.
         mend: what to do about it.
     """
     needed = numbers * like.element_size() / 2**30
     if needed > memory_gb:
-        raise ValueError(
-            f"{what} takes {needed:.1f} GiB for the predicted states alone, more than latent.memory_gb={memory_gb:g}: "
-            f"{mend}"
-        )
+        raise ValueError(f"{what} takes {needed:.1f} GiB and more, latent.memory_gb={memory_gb:g} is allowed: {mend}")

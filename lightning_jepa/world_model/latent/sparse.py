@@ -16,46 +16,73 @@ class SparseLatent(GaussianLatent):
     """z of many numbers, few of which are not zero: R(z) = strength |z|_1 (paper section 4.4, Fig. 12c).
 
     FISTA: a gradient step on the distance, then each number is drawn to zero by the rate times the strength, with
-    momentum. The predictor's weights could grow while z shrinks, which would make R(z) worth nothing; so z is held in
-    [-1, 1], and a code that is on is worth about the strength.
+    momentum. Where a step would raise the energy it is not taken: momentum starts anew, and if there was none, the rate
+    is halved; so more steps never lead to more energy, whatever the predictor.
+
+    The predictor's weights could grow while z shrinks, which would make R(z) worth nothing; so z is held in [-1, 1],
+    and a code that is on is worth about the strength.
 
     Args:
         size: Z.
         state_size: D, numbers of what is known: a state, or as many as the predictor looks back on.
         action_size: A.
         strength: of R(z), in the unit of D.
-        steps: of the inference.
-        rate: of each step; a fraction of the inverse of the distance's largest curvature converges.
+        steps: of the inference, in training.
+        rate: of the first step.
+        asked: steps where an energy is asked for, which has to be a minimum.
 
     Raises:
         ValueError: if a number is out of its range.
     """
 
     def __init__(
-        self, size: int, state_size: int, action_size: int, strength: float = 0.02, steps: int = 20, rate: float = 1.0
+        self,
+        size: int,
+        state_size: int,
+        action_size: int,
+        strength: float = 0.02,
+        steps: int = 20,
+        rate: float = 1.0,
+        asked: int = 200,
     ) -> None:
-        if min(size, steps) < 1 or not strength > 0 or not rate > 0:
+        if min(size, steps, asked) < 1 or not strength > 0 or not rate > 0:
             raise ValueError(
-                f"size={size}, steps={steps}, strength={strength}, rate={rate}: give counts of at least 1, and a "
-                f"strength and a rate above 0"
+                f"size={size}, steps={steps}, asked={asked}, strength={strength}, rate={rate}: give counts of at least "
+                f"1, and a strength and a rate above 0"
             )
         super().__init__(size, state_size, action_size)
-        self.strength, self.steps, self.rate = strength, steps, rate
+        self.strength, self.steps, self.rate, self.asked = strength, steps, rate, asked
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
         """By FISTA from a small random z: at 0 itself a network may have no slope to tell codes apart."""
         aim = s_y.detach()
-        with torch.enable_grad():
-            z = 0.1 * random_starts(len(s), 1, self.size, s, self.training)[:, 0]
-            ahead, momentum = z, 1.0
-            for _ in range(self.steps):
+
+        def error_at(z: Tensor) -> Tensor:
+            return distance(aim, predict(z[:, None])[:, 0])
+
+        z = 0.1 * random_starts(len(s), 1, self.size, s, self.training)[:, 0]
+        with torch.no_grad():
+            least = (error_at(z) + self.regulariser(z))[:, None]
+        ahead, momentum = z, torch.ones_like(least)
+        rate = torch.full_like(least, self.rate)
+        for _ in range(self.steps if self.training else self.asked):
+            with torch.enable_grad():
                 ahead = ahead.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(distance(aim, predict(ahead[:, None])[:, 0]).sum(), ahead)
-                moved = ahead.detach() - self.rate * slope
-                shrunk = (moved.sign() * (moved.abs() - self.rate * self.strength).clamp_min(0)).clamp(-1, 1)
-                following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-                ahead, z, momentum = shrunk + (momentum - 1) / following * (shrunk - z), shrunk, following
+                (slope,) = torch.autograd.grad(error_at(ahead).sum(), ahead)
+            moved = ahead.detach() - rate * slope
+            shrunk = (moved.sign() * (moved.abs() - rate * self.strength).clamp_min(0)).clamp(-1, 1)
+            with torch.no_grad():
+                now = (error_at(shrunk) + self.regulariser(shrunk))[:, None]
+            lower = now <= least
+            following = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
+            ahead = torch.where(lower, shrunk + (momentum - 1) / following * (shrunk - z), z)
+            rate = torch.where(lower | (momentum > 1), rate, rate / 2)
+            momentum = torch.where(lower, following, 1.0)
+            z, least = torch.where(lower, shrunk, z), torch.where(lower, now, least)
         predicted = predict(z[:, None])[:, 0]
         error = distance(s_y, predicted)
-        regulariser = self.strength * z.abs().sum(-1)
-        return Inferred(z, predicted, error, regulariser, error, {"prior": self.surprise(z, s, a)})
+        return Inferred(z, predicted, error, self.regulariser(z), error, {"prior": self.surprise(z, s, a)})
+
+    def regulariser(self, z: Tensor) -> Tensor:
+        """R(z), [..., Z] -> [...]."""
+        return self.strength * z.abs().sum(-1)
