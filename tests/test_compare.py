@@ -77,7 +77,7 @@ def test_the_headline_names_arms_and_what_they_measured(tmp_path: Path) -> None:
     assert (found.metrics["best"].value, found.metrics["other"].value) == (2.0, 1.0)
     assert found.metrics["gain"].value == 2.0
     assert set(found.tables["arms"]["a"]) == {"p"}
-    assert found.cost["seconds"] == 4.0
+    assert found.cost["training_seconds"] == 4.0
     for wrong in ("c.p", "a.q", "a", "a.p - c.p"):
         with pytest.raises(ValueError, match=re.escape(f"comparison.headline.best={wrong}: expected ARM.METRIC")):
             compared(arms, {"best": wrong}, ["p"], tmp_path / "y.json")

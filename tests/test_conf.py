@@ -13,9 +13,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_jepa.build import HYDRA_KEYS, nodes
+from lightning_jepa.build import HYDRA_KEYS, build, nodes
 from lightning_jepa.compare import composed as arm_of
 from lightning_jepa.paths import CONF
+from lightning_jepa.world_model.latent_jepa import LatentJEPA
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 GROUPS = sorted(p for p in Path(CONF).iterdir() if p.is_dir() and p.name not in ("hydra", "experiment", "callbacks"))
@@ -69,6 +70,24 @@ def test_another_planner_takes_the_place_of_an_experiments_own(experiment: str, 
     """As the pages say; nothing of the one that was there is left in its place."""
     content = OmegaConf.to_container(composed(f"experiment={experiment}", f"planner={planner}").planner, resolve=False)
     assert [fault for node in nodes(content) for fault in faults(node, complete=True)] == []
+
+
+LATENTS = sorted(file.stem for file in (Path(CONF) / "latent").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+def test_a_latent_variable_is_one_switch(latent: str) -> None:
+    """It makes the model one with z, and gives its term a weight; a map says how many numbers it has."""
+    content = composed("experiment=two_rooms", f"latent={latent}", "latent.state_size=1296")
+    model = build(content.stage).jepa
+    assert isinstance(model, LatentJEPA)
+    assert model.action_size == 2
+    assert {"prior", "information"} & content.stage.weights.keys()
+
+
+def test_no_criterion_is_a_choice() -> None:
+    content = composed("experiment=collapse", "comparison=null", "criterion=none")
+    assert build(content.stage).criteria.keys() == set()
 
 
 def arms() -> list[tuple[str, str]]:

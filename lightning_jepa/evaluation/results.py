@@ -204,11 +204,16 @@ def compared(
         floors=first.floors,
         controls={key: found for key, found in first.controls.items() if key in metrics},
         tables={"arms": rows, **further},
-        cost={"seconds": sum(part.cost.get("train_seconds", 0.0) * len(part.seeds) for part in parts)},
+        cost={"training_seconds": sum(_training(part.cost) * len(part.seeds) for part in parts)},
         targets=first.targets,
     )
     save(joined, destination)
     return joined
+
+
+def _training(cost: Mapping[str, float]) -> float:
+    """Seconds of all stages, of one seed."""
+    return sum(value for name, value in cost.items() if name.endswith("_seconds"))
 
 
 def _join(rows: Sequence[Rows]) -> Rows:
