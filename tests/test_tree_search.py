@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_jepa.actor.planners.tree import Node, TreeSearch
+from lightning_jepa.cost.goal import GoalEnergy
+from lightning_jepa.cost.speed_bound import SpeedBound
 from lightning_jepa.types import Modulation
 
 MOST = 1.0
@@ -136,6 +138,33 @@ def test_the_critic_speaks_where_a_plan_ends() -> None:
     planner = TreeSearch([[0.0], [1.0], [2.0]], 2, 400, most=11.0)
     plain, judged = (planned(kind(5), planner, [0]).cost for kind in (Table, Judged))
     assert float(judged) == pytest.approx(float(plain) + 10, abs=1e-4)
+
+
+class Slippery:
+    """A plane in which a step is made with a chance of .8."""
+
+    def outcomes(self, s: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.stack([s + actions, s], 1), torch.tensor([[0.8, 0.2]]).expand(len(s), -1)
+
+
+@pytest.mark.parametrize("width", [None, 2.0])
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_a_latent_speed_bounds_the_goals_energy_and_changes_nothing(width: float | None, discount: float) -> None:
+    """sum discount^(t-1) IC(max(0, d - t speed)) <= V(s): the same plan for fewer model steps."""
+    energy, around = GoalEnergy(width=width), [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]
+    s, goal = torch.zeros(1, 2), torch.tensor([[5.0, 1.0]])
+    bound = SpeedBound(energy, 1.0, discount)
+    found = {}
+    for name, below in (("none", None), ("speed", bound)):
+        planner = TreeSearch(around, 3, 3000, 100.0 if width is None else 1.0, discount=discount, bound=below)
+        found[name] = planner.plan(s, Slippery(), energy, Modulation(goal))  # type: ignore[arg-type]
+    assert torch.allclose(found["speed"].cost, found["none"].cost, atol=1e-5)
+    assert torch.equal(found["speed"].actions[0, 0], found["none"].actions[0, 0])
+    assert found["speed"].evaluations < 0.5 * found["none"].evaluations
+    assert (bound(s, goal, 3) <= found["none"].cost + 1e-5).all()
+    assert float(bound(s, goal, 3)[0]) > 0.5 * float(found["none"].cost[0])
+    with pytest.raises(ValueError, match="give a speed above 0"):
+        SpeedBound(energy, 0.0)
 
 
 def test_a_bound_holds_at_the_root_too() -> None:

@@ -49,6 +49,10 @@ class GoalEnergy(nn.Module):
                 "encode one goal for each episode with the encoder of this world model"
             )
         squares = (self.metric(states) - self.metric(goal)[:, None, None]).square()
+        return self.at(squares.sum(-1), squares.shape[-1])
+
+    def at(self, squared: Tensor, numbers: int) -> Tensor:
+        """IC at squared distances d^2 [...] in a space of M numbers."""
         if self.width is None:
-            return squares.mean(-1)
-        return 1 - torch.exp(-squares.sum(-1) / (2 * self.width**2))
+            return squared / numbers
+        return 1 - torch.exp(-squared / (2 * self.width**2))
