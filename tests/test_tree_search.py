@@ -160,7 +160,7 @@ def test_a_latent_speed_bounds_the_goals_energy_and_changes_nothing(width: float
         found[name] = planner.plan(s, Slippery(), energy, Modulation(goal))  # type: ignore[arg-type]
     assert torch.allclose(found["speed"].cost, found["none"].cost, atol=1e-5)
     assert torch.equal(found["speed"].actions[0, 0], found["none"].actions[0, 0])
-    assert found["speed"].evaluations < 0.5 * found["none"].evaluations
+    assert found["speed"].evaluations < 0.75 * found["none"].evaluations
     assert (bound(s, goal, 3) <= found["none"].cost + 1e-5).all()
     assert float(bound(s, goal, 3)[0]) > 0.5 * float(found["none"].cost[0])
     with pytest.raises(ValueError, match="give a speed above 0"):
