@@ -116,14 +116,15 @@ def test_info_nce_is_its_equation(over: str) -> None:
     torch.testing.assert_close(InfoNCE(0.5, over)(x)["nce"], torch.stack(found).mean())
 
 
-@pytest.mark.parametrize("over", ["batch", "time"])
+@pytest.mark.parametrize("over", ["batch_time", "batch", "time"])
 def test_the_hinge_is_its_equation(over: str) -> None:
     """mean over y' != y of relu(F(x, y) - F(x, y') + m |y - y'|^2), pictures in [0, 1]."""
     x, found = batch(), []
     predicted, s_y, y = (part.flatten(1, 2) for part in (x.predicted, x.s_y, x.y.double().flatten(3) / 255))
     for b in range(B):
         for q in range(N * H):
-            others = [(i, q) for i in range(B)] if over == "batch" else [(b, i) for i in range(N * H)]
+            every = [(i, j) for i in range(B) for j in range(N * H)]
+            others = [(i, j) for i, j in every if over == "batch_time" or (j == q if over == "batch" else i == b)]
             for other in (place for place in others if place != (b, q)):
                 energies = [(predicted[b, q] - s_y[place]).square().mean() for place in ((b, q), other)]
                 margin = 3.0 * (y[b, q] - y[other]).square().mean()
@@ -197,6 +198,7 @@ CRITERIA: dict[str, Any] = {
     "infonce over the batch": lambda: InfoNCE(0.5, "batch"),
     "infonce over time": lambda: InfoNCE(0.5, "time"),
     "hinge": lambda: MarginHinge(3.0),
+    "hinge over batch and time": lambda: MarginHinge(3.0, "batch_time"),
 }
 
 

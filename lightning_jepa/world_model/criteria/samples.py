@@ -61,8 +61,9 @@ class Samples(nn.Module):
             samples = states.unflatten(2, self.map_shape).flatten(3).transpose(2, 3)  # [B, T, h w, c]
         expanded: Tensor = self.expander(samples)
         rows, times = states.shape[:2]
-        count = {"batch": rows, "time": times}.get(self.over, rows * times)  # places of one picture are no samples
-        check_samples(count, self.joint, f"a criterion (over={self.over!r})")
+        if self.map_shape is not None:  # places of one picture are not yet samples
+            count = {"batch": rows, "time": times}.get(self.over, rows * times)
+            check_samples(count, self.joint, f"a criterion of maps (over={self.over!r})")
         if self.over == "place":
             expanded = precise(expanded)
             total = everywhere(expanded.new_tensor(count))
