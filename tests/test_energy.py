@@ -57,7 +57,9 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(scale: float) -> None:
     true, wrong = torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([3.0, 4.0, 6.0])
     assert auroc(scale * true, scale * wrong).value == pytest.approx((3 + 3 + 2.5 + 1) / 12)
     assert auroc(wrong, wrong).value == pytest.approx(0.5)
-    assert share_told(torch.tensor([1.0, 5.0, 2.0, 3.0]), torch.tensor([2.0, 6.0, 1.0, 3.0])).value == 0.625
+    assert (
+        share_told(torch.tensor([1.0, 5.0, 2.0, 3.0]), torch.tensor([2.0, 6.0, 1.0, 3.00001])).value == 0.625
+    )  # the last, a tie but for rounding
     with pytest.raises(ValueError, match="3 of 6 energies are not finite"):  # which would pass for high ones
         auroc(torch.zeros(3), torch.full((3,), torch.nan))
 

@@ -79,10 +79,9 @@ def walked(
 
 
 def searching_a_graph(metric: nn.Module) -> GraphSearch:
-    """Nodes lie closer than the wall is thick: else one behind it may stand for the agent."""
-    explorer = partial(
-        Explorer, rounds=4, origins=32, walks=16, walk_steps=6, nodes=512, branches=24, branch_steps=1, **SPACE
-    )
+    """Few nodes, and moves of all lengths from each."""
+    numbers = {"rounds": 4, "origins": 32, "walks": 16, "walk_steps": 6, "nodes": 100, "branches": 24}
+    explorer = partial(Explorer, **numbers, branch_steps=1, slowest=0.0, **SPACE)
     low = CEM(samples=64, iterations=3, elites=8, horizon=3, **SPACE)
     return GraphSearch(low, explorer, metric)
 
@@ -241,6 +240,32 @@ def test_another_subgoal_from_above_is_another_plan_below() -> None:
     of.plan(of.subgoals[1], model, GoalEnergy(), modulation, None, Generator().manual_seed(0))
     assert [len(counting[name].costs) for name in names] == [2, 2, 2]
     assert torch.equal(counting["level2"].costs[1][1].goal, of.subgoals[1])
+
+
+def test_levels_above_wait_for_their_own_episode() -> None:
+    """Three levels, two episodes, one of which stands still: what it does is what it does alone."""
+
+    class ThreeLevels(TwoLevels):
+        depth = 3
+
+        def above(self, number: int) -> Far:
+            return Far(self, 2)
+
+    def subgoals(rows: list[int]) -> list[Tensor]:
+        level = partial(CEM, iterations=2, elites=4, horizon=3, **SPACE)
+        planners = {f"level{number}": level(samples=16 * number) for number in (1, 2, 3)}
+        of, generator = HierarchicalPlanner(planners, GoalEnergy, SubgoalEnergy, hold=3), Generator().manual_seed(0)
+        modulation, found = Modulation(torch.tensor([[5.0, 4.0], [5.0, 0.0]])[rows]), []
+        s = torch.tensor([[-5.0, 4.0], [-5.0, 0.0]])[rows]
+        for step in range(9):
+            plan = of.plan(s, ThreeLevels(), GoalEnergy(), modulation, None, generator)
+            found.append(torch.stack([one[-1] for one in of.subgoals]))
+            s = torch.where(torch.tensor(rows)[:, None] == 0, plan.states[:, 1 + step % 2], s)
+        return found
+
+    assert all(
+        torch.allclose(one, other, atol=1e-5) for one, other in zip(subgoals([0, 1]), subgoals([1]), strict=True)
+    )
 
 
 def test_refinement_makes_levels_agree() -> None:

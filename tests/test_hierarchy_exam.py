@@ -24,6 +24,7 @@ from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.agent import Agent
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.subgoal import SubgoalEnergy
+from lightning_jepa.evaluation import levels
 from lightning_jepa.evaluation.hierarchy import HierarchyExam
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.walks import collected, random_walks
@@ -127,8 +128,16 @@ def exam(**changes: Any) -> HierarchyExam:
     return HierarchyExam(**{**settings, **changes})
 
 
-def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
+class Blind(Tower):
+    """Sees nothing: what a level with random weights may come to."""
+
+    def encode(self, observations: Tensor, body: Tensor | None = None) -> Tensor:
+        return 0 * super().encode(observations, body)
+
+
+def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = exam()
+    monkeypatch.setattr(levels, "randomised", lambda model, seed: Blind(model.world))
     found = made.run(Stage(made.world), 3, tmp_path, Training({"train_seconds": 60.0}))
     assert found["distractor_probe_s1"] > 0.99
     assert found["distractor_probe_s2"] < 0.1
@@ -154,7 +163,8 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path) -> None:
         assert errors[level] == pytest.approx(found[f"{level.replace(' ', '')}_error_8"])
         assert errors[f"{level}, actions of another walk"] > 2 * errors[level]
         assert errors[f"{level}, staying"] > 2 * errors[level]
-    assert written.tables["levels"]["level 2, random weights"]["agent_x"].value > 0.99  # this one has no weights
+    assert written.tables["levels"]["level 2"]["agent_x"].value > 0.99
+    assert written.tables["levels"]["level 2, random weights"]["agent_x"].value < 0.1
     for name in ("levels", "paths"):
         with Image.open(tmp_path / "figures" / f"{name}.png") as picture:
             picture.load()
@@ -179,6 +189,15 @@ def test_one_level_is_no_hierarchy(tmp_path: Path) -> None:
     stage.jepa.depth = 1
     with pytest.raises(ValueError, match="evaluate a checkpoint of train=level2"):
         made.run(stage, 0, tmp_path, Training())
+
+
+def test_a_planner_with_more_levels_than_there_are_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    make = partial(HierarchicalPlanner, goal=GoalEnergy, subgoal=SubgoalEnergy)
+    made = exam(planners={"three": make(planners={f"level{number}": low() for number in (1, 2, 3)})})
+    with pytest.raises(
+        ValueError, match=r"planner 'three' has 3 levels, the checkpoint 2: .*~evaluation\.planners\.three"
+    ):
+        made.run(Stage(made.world), 0, tmp_path, Training())
 
 
 def test_a_planner_without_subgoals_is_refused() -> None:

@@ -286,6 +286,23 @@ def test_as_many_numbers_as_the_state_and_no_regulariser_collapse_the_energy() -
     assert bound.energy(s, a, s_y).mean() > 0.5
 
 
+@pytest.mark.parametrize("make", [SparseLatent, ContinuousLatent])
+def test_training_takes_few_steps_and_an_energy_many(make: Any) -> None:
+    class Counted(Shift):
+        calls = 0
+
+        def forward(self, s: Tensor, a: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(s, a)
+
+    calls = []
+    for training in (True, False):
+        jepa = world_model(make(2, D, A, steps=3, asked=40), Counted(torch.randn(2, D))).train(training)
+        jepa.energy(*transitions())
+        calls.append(jepa.predictor.calls)
+    assert calls[0] < 12 < 40 < calls[1]
+
+
 def test_more_steps_of_inference_never_raise_an_energy() -> None:
     """Where the predictor is no linear function either, and the rate too large for it."""
     torch.manual_seed(0)

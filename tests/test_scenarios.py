@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_jepa.actor.planners.cem import CEM
 from lightning_jepa.actor.planners.scenarios import ScenarioPlanner
+from lightning_jepa.actor.planners.tree import TreeSearch
 from lightning_jepa.types import Modulation
 
 
@@ -24,6 +25,12 @@ class Graph:
 
     def build(self, *_: Any) -> Any:
         raise NotImplementedError
+
+
+def test_a_tree_is_not_searched_in_scenarios() -> None:
+    """It branches over what may happen by itself."""
+    with pytest.raises(ValueError, match="TreeSearch plans by more than what sequences cost"):
+        ScenarioPlanner(TreeSearch([[0.0], [1.0]], 2, 10, most=1.0), scenarios=4)
 
 
 class Gamble:

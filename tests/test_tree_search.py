@@ -110,7 +110,7 @@ def test_a_lower_bound_saves_visits_and_changes_nothing() -> None:
     table, spent = Table(3, states=8), []
     exact = {left: torch.tensor([min(table.expectimax(i, left, 1.0)) for i in range(8)]) for left in range(4)}
 
-    def bound(states: Tensor, goals: Tensor, left: int) -> Tensor:
+    def bound(states: Tensor, goals: Tensor, left: int, discount: float) -> Tensor:
         return exact[left][states[:, 0].long()]
 
     for planner in (search(), search(bound=bound)):
@@ -148,23 +148,38 @@ class Slippery:
 
 
 @pytest.mark.parametrize("width", [None, 2.0])
-@pytest.mark.parametrize("discount", [1.0, 0.9])
+@pytest.mark.parametrize("discount", [1.0, 0.5])
 def test_a_latent_speed_bounds_the_goals_energy_and_changes_nothing(width: float | None, discount: float) -> None:
-    """sum discount^(t-1) IC(max(0, d - t speed)) <= V(s): the same plan for fewer model steps."""
-    energy, around = GoalEnergy(width=width), [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]
-    s, goal = torch.zeros(1, 2), torch.tensor([[5.0, 1.0]])
-    bound = SpeedBound(energy, 1.0, discount)
-    found = {}
-    for name, below in (("none", None), ("speed", bound)):
-        planner = TreeSearch(around, 3, 3000, 100.0 if width is None else 1.0, discount=discount, bound=below)
-        found[name] = planner.plan(s, Slippery(), energy, Modulation(goal))  # type: ignore[arg-type]
-    assert torch.allclose(found["speed"].cost, found["none"].cost, atol=1e-5)
-    assert torch.equal(found["speed"].actions[0, 0], found["none"].actions[0, 0])
-    assert found["speed"].evaluations < 0.75 * found["none"].evaluations
-    assert (bound(s, goal, 3) <= found["none"].cost + 1e-5).all()
-    assert float(bound(s, goal, 3)[0]) > 0.5 * float(found["none"].cost[0])
+    """sum discount^(t-1) u IC(max(0, d - t speed)) <= V(s): the same plans for fewer model steps."""
+    energy, around, u = GoalEnergy(width=width), [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], 0.3
+    bound, spent = SpeedBound(energy, 1.0, weight=u), {None: 0, "speed": 0}
+
+    def cost(states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+        return u * energy(states, actions, modulation)
+
+    for place in torch.randn(12, 2, generator=torch.Generator().manual_seed(0)) * 4:
+        s, goal, found = torch.zeros(1, 2), place[None], {}
+        for name, below in ((None, None), ("speed", bound)):
+            planner = TreeSearch(around, 3, 3000, most=100.0 if width is None else u, discount=discount, bound=below)
+            found[name] = planner.plan(s, Slippery(), cost, Modulation(goal))  # type: ignore[arg-type]
+            spent[name] += found[name].evaluations
+        assert torch.allclose(found["speed"].cost, found[None].cost, atol=1e-5)
+        assert torch.equal(found["speed"].actions[0, 0], found[None].actions[0, 0])
+        assert (bound(s, goal, 3, discount) <= found[None].cost + 1e-5).all()
+    far = torch.tensor([[5.0, 1.0]])
+    one = sum(discount**t * u * float(energy.at((26**0.5 - 1 - t) ** 2 * torch.ones(()), 2)) for t in range(3))
+    assert float(bound(torch.zeros(1, 2), far, 3, discount)) == pytest.approx(one, rel=1e-4)
+    assert spent["speed"] < 0.9 * spent[None]
     with pytest.raises(ValueError, match="give a speed above 0"):
         SpeedBound(energy, 0.0)
+
+
+def test_a_bound_that_is_none_is_found_out() -> None:
+    """One of another cost, here three times as dear."""
+    energy, s, goal = GoalEnergy(), torch.zeros(1, 2), torch.tensor([[4.0, 0.0]])
+    planner = TreeSearch([[1.0, 0.0], [-1.0, 0.0]], 2, 100, most=100.0, bound=SpeedBound(energy, 1.0, weight=3.0))
+    with pytest.raises(ValueError, match=r"planner\.bound said that .* at least is to come"):
+        planner.plan(s, Slippery(), energy, Modulation(goal))  # type: ignore[arg-type]
 
 
 def test_a_bound_holds_at_the_root_too() -> None:
@@ -173,7 +188,7 @@ def test_a_bound_holds_at_the_root_too() -> None:
     values = table.expectimax(0, 1, 1.0)
     exact, order = min(values), sorted(range(3), key=values.__getitem__)
     planner = TreeSearch(
-        [[float(k)] for k in order], 1, 10, most=MOST, bound=lambda s, g, left: torch.full((len(s),), exact)
+        [[float(k)] for k in order], 1, 10, most=MOST, bound=lambda s, g, left, discount: torch.full((len(s),), exact)
     )
     found = planned(table, planner, [0])
     assert (float(found.cost[0]), table.evaluations) == (pytest.approx(exact, abs=1e-6), 1)

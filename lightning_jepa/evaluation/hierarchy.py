@@ -49,6 +49,7 @@ class GuidedPlanner(Planner, Guided, Protocol):
     """A hierarchical planner."""
 
     judged: int | None  # the level whose states the agent's own cost judges
+    depth: int
 
     def led_by(self, leader: Planner) -> GuidedPlanner:
         """The same level 1, and another planner of level 2."""
@@ -137,6 +138,7 @@ class HierarchyExam:
             "steps": steps,
             "layouts": "held out",
             "success": f"within {radius} px at the last step",
+            "evaluations": "model steps of all levels, for an episode by itself, which plans anew at its own times",
             "resolution": world.observation_shape[-1],
             "intervals": "95 %: Wilson for shares, bootstrap over layouts for R2, Student's t for other means",
         }
@@ -146,8 +148,8 @@ class HierarchyExam:
         """Write `out/seed_<seed>.json` and `out/figures`; returns the metrics' values.
 
         Raises:
-            ValueError: if the stage has one level alone, a step of a level does not fit the horizon, or a critic's cost
-                has no level to judge.
+            ValueError: if the stage has one level alone or fewer than a planner, a step of a level does not fit the
+                horizon, or a critic's cost has no level to judge.
         """
         depth = getattr(stage.jepa, "depth", 1)
         if depth < 2:
@@ -157,6 +159,12 @@ class HierarchyExam:
                 "this checkpoint has a critic, and the planner does not ask it: set planner.judged to its level "
                 "(critic.stage.level)"
             )
+        for name, planner in {"planner": self.planner, **self.planners}.items():
+            if planner.depth > depth:
+                raise ValueError(
+                    f"the planner {name!r} has {planner.depth} levels, the checkpoint {depth}: stack another "
+                    f"(train=level{depth + 1}), or leave that one out (~evaluation.planners.{name})"
+                )
         for stride in (stage.jepa.stride(number) for number in range(2, depth + 1)):
             if self.horizon // 2 % stride:
                 raise ValueError(
@@ -213,8 +221,8 @@ class HierarchyExam:
         for name, flat in self.flat.items():
             whole = flat(metric=stage.metric) if callable(flat) else flat
             policies[f"flat_{name}"] = (acting(whole), self.few[key])
-        policies["oracle_subgoals"] = acting(self.planner.led_by(oracle), told=oracle.prepare), self.few[key]
-        policies["random_subgoals"] = acting(self.planner.led_by(drawn)), self.few[key]
+        policies["oracle_subgoals"] = acting(self.planner.led_by(oracle), judge, oracle.prepare), self.few[key]
+        policies["random_subgoals"] = acting(self.planner.led_by(drawn), judge), self.few[key]
         runs = {
             name: self._episodes(policy, tasks, bar, f"{key} {name.replace('_', ' ')}")
             for name, (policy, tasks) in policies.items()
@@ -240,7 +248,7 @@ class HierarchyExam:
         ours, equal = HEADLINE, f"flat_{next(iter(self.flat))}"
         hardest = tables[list(tables)[-1]]
         best = max((f"flat_{name}" for name in self.flat), key=lambda name: hardest[name]["success"].value)
-        ratio = hardest[ours]["evaluations"].value / hardest[best]["evaluations"].value
+        spent = {name: hardest[name]["evaluations"].value for name in (ours, best, equal)}
         gain = hardest[SAME_TASKS]["success"].value - hardest[equal]["success"].value
         rows: Rows = {}
         for key, table in tables.items():
@@ -248,7 +256,8 @@ class HierarchyExam:
             rows[f"flat_success_{key}"] = table[equal]["success"]
         rows |= {
             "gain_over_flat": mean([gain]),
-            "evaluations_ratio": mean([ratio]),
+            "evaluations_to_flat": mean([spent[ours] / spent[equal]]),
+            "evaluations_ratio": mean([spent[ours] / spent[best]]),
             "ms_per_decision": hardest[ours]["ms_per_decision"],
         }
         lowest = levels[0].errors

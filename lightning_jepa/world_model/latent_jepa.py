@@ -57,9 +57,10 @@ class LatentJEPA(JEPA):
         ego: EgoModel | None = None,
     ) -> None:
         super().__init__(encoder, predictor, action_scale, rollout_block, ego)
-        if predictor.action_size < latent.size:
+        if predictor.action_size != latent.action_size + latent.size:
             raise ValueError(
-                f"the predictor takes actions of {predictor.action_size} numbers, {latent.size} of them for z: set "
+                f"the predictor takes actions of {predictor.action_size} numbers, the latent variable expects "
+                f"{latent.action_size} of the world (latent.action_size) and has {latent.size}: set "
                 f"world_model.action_size to the world's action size + {latent.size}"
             )
         if latent.state_size != predictor.history * predictor.state_size:

@@ -57,6 +57,8 @@ class Explorer:
         action_size: numbers in an action.
         action_bound: largest norm of an action; walks and moves are at full speed.
         colour: temporal correlation of the walks, see `coloured_noise`.
+        slowest: share of the bound that a move has at least; 1: all are at full speed. Where one move leads past many
+            nodes, as macro-actions do, moves of one length hardly ever end next to a node twice, and no way is found.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -75,11 +77,14 @@ class Explorer:
         action_size: int,
         action_bound: float,
         colour: float = 2.0,
+        slowest: float = 1.0,
     ) -> None:
         check_counts(rounds=rounds, origins=origins, walks=walks, walk_steps=walk_steps, nodes=nodes)
         check_counts(branches=branches, branch_steps=branch_steps, action_size=action_size)
         check_positive(action_bound=action_bound)
         check_colour(colour)
+        if not 0 <= slowest <= 1:
+            raise ValueError(f"planner.slowest={slowest}: give a share between 0 and 1")
         if branches < 2:
             raise ValueError(f"planner.branches={branches}: expected 2 or more, a way needs two moves that lead there")
         found = origins * walks * walk_steps
@@ -91,7 +96,8 @@ class Explorer:
         self.metric = metric if metric is not None else nn.Identity()
         self.rounds, self.origins, self.walks, self.walk_steps = rounds, origins, walks, walk_steps
         self.nodes, self.branches, self.branch_steps = nodes, branches, branch_steps
-        self.action_size, self.action_bound, self.colour = action_size, action_bound, colour
+        self.action_size, self.action_bound = action_size, action_bound
+        self.colour, self.slowest = colour, slowest
 
     @property
     def evaluations(self) -> int:
@@ -103,7 +109,8 @@ class Explorer:
     def settings(self) -> list[float]:
         """All its numbers: explorers with the same find the same."""
         walks = [self.rounds, self.origins, self.walks, self.walk_steps, self.colour]
-        return [*walks, self.nodes, self.branches, self.branch_steps, self.action_size, self.action_bound]
+        moves = [self.branches, self.branch_steps, self.action_size, self.action_bound, self.slowest]
+        return [*walks, self.nodes, *moves]
 
     @torch.no_grad()
     def explore(
@@ -166,10 +173,14 @@ class Explorer:
             return world_model.rollout(s, actions.expand(len(s), -1, -1, -1))
 
     def _directions(self, generator: Generator | None, like: Tensor) -> Tensor:
-        """Actions [N, K, A] of full speed from each node; of eight times as many, those that lead furthest apart."""
+        """Actions [N, K, A] from each node; of eight times as many, those that lead furthest apart, and their speed."""
         drawn = self._full_speed(self.nodes * 8 * self.branches, 1, generator, like)
         drawn = drawn.view(self.nodes, 8 * self.branches, -1)
-        return pick(drawn, farthest(drawn, self.branches)[0])
+        moves = pick(drawn, farthest(drawn, self.branches)[0])
+        if self.slowest == 1:
+            return moves
+        share = torch.rand(*moves.shape[:-1], 1, generator=generator).to(moves)
+        return moves * (self.slowest + (1 - self.slowest) * share)
 
     def _full_speed(self, sequences: int, steps: int, generator: Generator | None, like: Tensor) -> Tensor:
         """Random action sequences [sequences, steps, A] whose actions all have the largest norm."""

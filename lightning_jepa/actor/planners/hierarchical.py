@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lightning_jepa.actor.planners.shooting import check_counts, check_positive
+from lightning_jepa.actor.planners.tree import TreeSearch
 from lightning_jepa.protocols import Cost, CostBuilder, Hierarchy, LevelModel, Planner
 from lightning_jepa.types import Modulation, Plan
 
@@ -113,6 +114,7 @@ class HierarchicalPlanner:
         if self._task is not modulation.goal:
             self._task = modulation.goal
             self._floors = self._begin(world_model, modulation.goal)
+        luck = self._luck(generator)
         here, due, spent = s, torch.ones(len(s), dtype=torch.bool, device=s.device), 0
         for floor in self._floors:
             here = floor.model.encode(here[:, None])[:, 0]
@@ -123,19 +125,21 @@ class HierarchicalPlanner:
             if level < self.depth:
                 floor.due = floor.due | self._floors[level - 1].due
             if floor.due.any():
-                spent += floor.begin(*costs.of(level), self._proposed(level), generator)
+                spent += floor.begin(*costs.of(level), self._proposed(level), luck[level - 1])
         proposed = self._proposed(1)
-        plan = self.lowest.plan(s, world_model, *costs.of(1), start if proposed is None else proposed, generator)
+        plan = self.lowest.plan(s, world_model, *costs.of(1), start if proposed is None else proposed, luck[0])
         spent += plan.evaluations
         fresh = [level for level in range(self.depth, 1, -1) if self._floors[level - 2].due.any()]
+        anyone = torch.stack([floor.due for floor in self._floors]).any(0)
         for _ in range(self.refinements if fresh else 0):
             reachable = self._reachable(plan)
             for level in fresh:
                 floor, (energy, asked) = self._floors[level - 2], costs.of(level)
                 agreed = _Agreeing(energy, floor.model.metric, reachable[level - 2], self.agreement)
-                spent += floor.search(agreed, asked, floor.planned.actions, generator)
-            plan = self.lowest.plan(s, world_model, *costs.of(1), plan.actions, generator)
-            spent += plan.evaluations
+                spent += floor.search(agreed, asked, floor.planned.actions, luck[level - 1])
+            again = self.lowest.plan(s, world_model, *costs.of(1), plan.actions, luck[0])
+            spent += _each(again.evaluations, anyone)
+            plan = _where(anyone, again, plan)
         return dataclasses.replace(plan, evaluations=spent)
 
     @property
@@ -145,9 +149,16 @@ class HierarchicalPlanner:
 
     def led_by(self, leader: Planner) -> HierarchicalPlanner:
         """Level 1 and its subgoal's cost as they are, and another leader of it at the top."""
-        return HierarchicalPlanner(
-            {"level1": self.lowest, "level2": leader}, self.goal, self.subgoal, self.hold, self.reached
-        )
+        judged = 1 if self.judged == 1 else None
+        planners = {"level1": self.lowest, "level2": leader}
+        return HierarchicalPlanner(planners, self.goal, self.subgoal, self.hold, self.reached, judged)
+
+    def _luck(self, generator: Generator | None) -> list[Generator | None]:
+        """A stream of random numbers for each level, so that it does not matter who else plans anew."""
+        if generator is None:
+            return [None] * self.depth
+        seeds = torch.randint(2**62, (self.depth,), generator=generator)
+        return [Generator().manual_seed(int(seed)) for seed in seeds]
 
     def _begin(self, world_model: Hierarchy, goal: Tensor) -> list[_Floor]:
         depth = getattr(world_model, "depth", 1)
@@ -161,10 +172,12 @@ class HierarchicalPlanner:
             model = world_model.above(number)
             goal = model.encode(goal[:, None])[:, 0]
             planner = make(metric=model.metric) if callable(make) else make
-            if isinstance(planner, CostBuilder) and (self.refinements or self.judged == number):
+            own = isinstance(planner, CostBuilder) and (self.refinements or self.judged == number)
+            if own or (isinstance(planner, TreeSearch) and self.refinements):
                 raise ValueError(
                     f"planner.refinements={self.refinements}, planner.judged={self.judged}, but the planner of level "
-                    f"{number} minimises a cost of its own: choose cem or mppi for it (planner=hierarchical)"
+                    f"{number} minimises a cost of its own, or one step by step: choose cem or mppi for it "
+                    "(planner=hierarchical)"
                 )
             floors.append(_Floor(model, planner, goal, self.hold, self.reached))
         return floors
@@ -258,7 +271,7 @@ class _Floor:
         self._left = self._left.masked_fill(self.due, self.hold)
         start = proposed
         if start is None and self._plan is not None and self._plan.actions.shape[1] > 1:
-            start = self._plan.actions[:, 1:]
+            start = self._plan.actions[:, 1:]  # the first is done, or it was out of reach
         return self.search(cost, modulation, start, generator)
 
     def subgoal(self) -> Tensor:
@@ -277,13 +290,18 @@ class _Floor:
         found = self.planner.plan(self._here, self.model, cost, modulation, start, generator)
         self._plan = found if self._plan is None else _where(self.due, found, self._plan)
         self._way = torch.where(self.due, self._off(), self._way)
-        return round(found.evaluations * float(self.due.float().mean()))
+        return _each(found.evaluations, self.due)
 
     def _off(self) -> Tensor:
         """How far from the subgoal, [B]."""
         metric: nn.Module = self.model.metric
         distance: Tensor = (metric(self._here) - metric(self.subgoal())).norm(dim=-1)
         return distance
+
+
+def _each(evaluations: int, planned: Tensor) -> int:
+    """Model steps of an episode on average, where some [B] planned."""
+    return round(evaluations * float(planned.float().mean()))
 
 
 def _where(new: Tensor, one: Plan, other: Plan) -> Plan:

@@ -15,8 +15,8 @@ from lightning_jepa.actor.planners.shooting import check_counts
 from lightning_jepa.protocols import BranchingModel, Cost
 from lightning_jepa.types import Modulation, Plan
 
-# states [N, D], goals [N, D], steps left -> numbers [N] below which the cost to come can't fall
-LowerBound = Callable[[Tensor, Tensor, int], Tensor]
+# states [N, D], goals [N, D], steps left, discount -> numbers [N] below which the cost to come can't fall
+LowerBound = Callable[[Tensor, Tensor, int, float], Tensor]
 
 
 class Branch:
@@ -59,6 +59,11 @@ class Node:
         lows = [branch.low for branch in self.branches.values()]
         self.low = min(lows) if len(lows) == actions else self.floor
         self.high = min([self.high, *(branch.high for branch in self.branches.values())])
+        if self.high < self.floor - 1e-4 * max(1.0, abs(self.floor)):
+            raise ValueError(
+                f"planner.bound said that {self.floor:g} at least is to come where {self.high:g} may be enough: give "
+                "one of the cost that is planned with, its metric and weights included"
+            )
 
 
 class TreeSearch:
@@ -191,7 +196,7 @@ class TreeSearch:
         """Of what is still to come, from states [N, D]."""
         if not left or self.bound is None:
             return [0.0] * len(states)
-        floors: list[float] = self.bound(states, goals, left).tolist()
+        floors: list[float] = self.bound(states, goals, left, self.discount).tolist()
         return floors
 
     def _check(self, spent: Tensor) -> None:

@@ -58,7 +58,7 @@ class DiscreteLatent(nn.Module):
         own = codes * (codes + hidden)  # one-hot, and in the prior's last layer
         check_memory(f"knowing {codes} codes", own, torch.empty(0), memory_gb, "lower latent.codes")
         self.size = self.codes = codes
-        self.state_size = state_size
+        self.state_size, self.action_size = state_size, action_size
         self.strength, self.relaxation, self.memory_gb = strength, relaxation, memory_gb
         self.prior = mlp(state_size + action_size, hidden, codes, 1)
 

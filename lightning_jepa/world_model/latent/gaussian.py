@@ -36,7 +36,7 @@ class GaussianLatent(nn.Module):
                 f"latent.size={size}: give at most {SobolEngine.MAXDIM}, over which futures can be drawn evenly"
             )
         self.size = self.noise = size
-        self.state_size = state_size
+        self.state_size, self.action_size = state_size, action_size
         self.network = mlp(state_size + action_size, hidden, 2 * size, 1)
 
     def prior(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

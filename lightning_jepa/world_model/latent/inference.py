@@ -33,6 +33,7 @@ class LatentVariable(Protocol):
 
     size: int  # Z, numbers that the predictor is given
     state_size: int  # D
+    action_size: int  # A
     noise: int  # numbers in [0, 1) from which one z is made
 
     def infer(self, predict: Predict, s: Tensor, a: Tensor, s_y: Tensor) -> Inferred:
