@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lightning_jepa.build import build, checked, resolved
 from lightning_jepa.checkpoint import LAST
 from lightning_jepa.distributed import require_one_process
 from lightning_jepa.paths import writable
-from lightning_jepa.staging import TRAINED, before
+from lightning_jepa.staging import TRAINED, before, part_of
 
 BUILT = {"collect": ("collection",), "pretrain": ("data", "stage"), "evaluate": ("evaluation",)}  # to see that they fit
 STAGES = ("collect", *TRAINED, "evaluate")
@@ -62,9 +62,8 @@ def precheck_windows(cfg: DictConfig) -> None:
     """
     for stage in TRAINED:
         if stage in cfg.stages and stage != "distill":  # that one collects episodes of its own
-            own = {} if stage == "pretrain" else cfg[stage].get("data", {})
             try:
-                build(OmegaConf.merge(cfg.data, own)).setup("fit")
+                build(part_of(cfg, stage, "data")).setup("fit")
             except ValueError as error:
                 raise ValueError(f"the data of {stage}: {error}") from error
 

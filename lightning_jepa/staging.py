@@ -25,6 +25,11 @@ def before(cfg: DictConfig, stage: str) -> str | None:
     return next((name for name in BUILDS_ON.get(stage, ()) if name == "pretrain" or cfg[name] is not None), None)
 
 
+def part_of(cfg: DictConfig, stage: str, part: str) -> Any:
+    """Data, trainer or callbacks of a stage: what its group says takes the place of what is said at the top."""
+    return cfg[part] if stage == "pretrain" else OmegaConf.merge(cfg[part], cfg[stage].get(part, {}))
+
+
 def on_top(cfg: DictConfig, stage: str, below: str | Path | None, graphs: Path) -> DictConfig:
     """The configuration of a pipeline's stage that builds on a checkpoint, and shares its graphs in a file."""
     with open_dict(cfg):
@@ -68,7 +73,7 @@ def staged(cfg: DictConfig, content: Mapping[str, Any] | None) -> tuple[DictConf
     with open_dict(own):
         own.stage = group.stage
         for part in ("data", "trainer", "callbacks"):
-            own[part] = OmegaConf.merge(own[part], group.get(part, {}))
+            own[part] = part_of(cfg, cfg.train, part)
         same = trained == cfg.train
         own.stage.previous = found["previous"] if same else found
     return own, not same

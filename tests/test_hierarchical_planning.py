@@ -54,6 +54,15 @@ class TwoLevels(Plane):
         return Far(self)
 
 
+class ThreeLevels(TwoLevels):
+    """The plane with a third level."""
+
+    depth = 3
+
+    def above(self, number: int) -> Far:
+        return Far(self, 2)
+
+
 def planner(**given: Any) -> HierarchicalPlanner:
     low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)
     high = CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE)
@@ -208,12 +217,6 @@ class Counting:
 
 
 def test_each_level_plans_once_for_some_plans_of_the_level_below() -> None:
-    class ThreeLevels(TwoLevels):
-        depth = 3
-
-        def above(self, number: int) -> Far:
-            return Far(self, 2)
-
     names = ("level1", "level2", "level3")
     counting = {name: Counting(CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)) for name in names}
     of = HierarchicalPlanner(counting, GoalEnergy, SubgoalEnergy, hold=2)
@@ -225,12 +228,6 @@ def test_each_level_plans_once_for_some_plans_of_the_level_below() -> None:
 
 def test_another_subgoal_from_above_is_another_plan_below() -> None:
     """Level 3's is reached before level 2 would plan anew."""
-
-    class ThreeLevels(TwoLevels):
-        depth = 3
-
-        def above(self, number: int) -> Far:
-            return Far(self, 2)
 
     names = ("level1", "level2", "level3")
     counting = {name: Counting(CEM(samples=8, iterations=1, elites=2, horizon=3, **SPACE)) for name in names}
@@ -244,12 +241,6 @@ def test_another_subgoal_from_above_is_another_plan_below() -> None:
 
 def test_levels_above_wait_for_their_own_episode() -> None:
     """Three levels, two episodes, one of which stands still: what it does is what it does alone."""
-
-    class ThreeLevels(TwoLevels):
-        depth = 3
-
-        def above(self, number: int) -> Far:
-            return Far(self, 2)
 
     def subgoals(rows: list[int]) -> list[Tensor]:
         level = partial(CEM, iterations=2, elites=4, horizon=3, **SPACE)

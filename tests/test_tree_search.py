@@ -151,6 +151,7 @@ class Slippery:
 @pytest.mark.parametrize("discount", [1.0, 0.5])
 def test_a_latent_speed_bounds_the_goals_energy_and_changes_nothing(width: float | None, discount: float) -> None:
     """sum discount^(t-1) u IC(max(0, d - t speed)) <= V(s): the same plans for fewer model steps."""
+    slippery: Any = Slippery()
     energy, around, u = GoalEnergy(width=width), [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], 0.3
     bound, spent = SpeedBound(energy, 1.0, weight=u), {None: 0, "speed": 0}
 
@@ -161,7 +162,7 @@ def test_a_latent_speed_bounds_the_goals_energy_and_changes_nothing(width: float
         s, goal, found = torch.zeros(1, 2), place[None], {}
         for name, below in ((None, None), ("speed", bound)):
             planner = TreeSearch(around, 3, 3000, most=100.0 if width is None else u, discount=discount, bound=below)
-            found[name] = planner.plan(s, Slippery(), cost, Modulation(goal))  # type: ignore[arg-type]
+            found[name] = planner.plan(s, slippery, cost, Modulation(goal))
             spent[name] += found[name].evaluations
         assert torch.allclose(found["speed"].cost, found[None].cost, atol=1e-5)
         assert torch.equal(found["speed"].actions[0, 0], found[None].actions[0, 0])
@@ -176,10 +177,11 @@ def test_a_latent_speed_bounds_the_goals_energy_and_changes_nothing(width: float
 
 def test_a_bound_that_is_none_is_found_out() -> None:
     """One of another cost, here three times as dear."""
+    slippery: Any = Slippery()
     energy, s, goal = GoalEnergy(), torch.zeros(1, 2), torch.tensor([[4.0, 0.0]])
     planner = TreeSearch([[1.0, 0.0], [-1.0, 0.0]], 2, 100, most=100.0, bound=SpeedBound(energy, 1.0, weight=3.0))
     with pytest.raises(ValueError, match=r"planner\.bound said that .* at least is to come"):
-        planner.plan(s, Slippery(), energy, Modulation(goal))  # type: ignore[arg-type]
+        planner.plan(s, slippery, energy, Modulation(goal))
 
 
 def test_a_bound_holds_at_the_root_too() -> None:

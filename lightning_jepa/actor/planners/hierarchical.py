@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Generator, Tensor, nn
 
+from lightning_jepa.actor.planners.floor import Floor, either, share_of
 from lightning_jepa.actor.planners.shooting import check_counts, check_positive
 from lightning_jepa.actor.planners.tree import TreeSearch
-from lightning_jepa.protocols import Cost, CostBuilder, Hierarchy, LevelModel, Planner
+from lightning_jepa.protocols import Cost, CostBuilder, Hierarchy, Planner
 from lightning_jepa.types import Modulation, Plan
 
 
@@ -79,7 +80,7 @@ class HierarchicalPlanner:
         self.goal, self.subgoal, self.hold, self.reached = goal, subgoal, hold, reached
         self.judged, self.refinements, self.agreement = judged, refinements, agreement
         self._task: Tensor | None = None
-        self._floors: list[_Floor] = []
+        self._floors: list[Floor] = []
 
     @property
     def depth(self) -> int:
@@ -138,8 +139,8 @@ class HierarchicalPlanner:
                 agreed = _Agreeing(energy, floor.model.metric, reachable[level - 2], self.agreement)
                 spent += floor.search(agreed, asked, floor.planned.actions, luck[level - 1])
             again = self.lowest.plan(s, world_model, *costs.of(1), plan.actions, luck[0])
-            spent += _each(again.evaluations, anyone)
-            plan = _where(anyone, again, plan)
+            spent += share_of(again.evaluations, anyone)
+            plan = either(anyone, again, plan)
         return dataclasses.replace(plan, evaluations=spent)
 
     @property
@@ -160,7 +161,7 @@ class HierarchicalPlanner:
         seeds = torch.randint(2**62, (self.depth,), generator=generator)
         return [Generator().manual_seed(int(seed)) for seed in seeds]
 
-    def _begin(self, world_model: Hierarchy, goal: Tensor) -> list[_Floor]:
+    def _begin(self, world_model: Hierarchy, goal: Tensor) -> list[Floor]:
         depth = getattr(world_model, "depth", 1)
         if depth < self.depth:
             raise ValueError(
@@ -179,7 +180,7 @@ class HierarchicalPlanner:
                     f"{number} minimises a cost of its own, or one step by step: choose cem or mppi for it "
                     "(planner=hierarchical)"
                 )
-            floors.append(_Floor(model, planner, goal, self.hold, self.reached))
+            floors.append(Floor(model, planner, goal, self.hold, self.reached))
         return floors
 
     def _proposed(self, level: int) -> Tensor | None:
@@ -202,7 +203,7 @@ class HierarchicalPlanner:
 class _Costs:
     """What each level minimises at the moment."""
 
-    def __init__(self, of: HierarchicalPlanner, floors: list[_Floor], cost: Cost, modulation: Modulation) -> None:
+    def __init__(self, of: HierarchicalPlanner, floors: list[Floor], cost: Cost, modulation: Modulation) -> None:
         self.planner, self.floors, self.cost, self.modulation = of, floors, cost, modulation
 
     def of(self, level: int) -> tuple[Cost, Modulation]:
@@ -237,79 +238,3 @@ class _Agreeing:
         energy = self.energy(states, actions, modulation)
         off = (self.metric(states[:, :, :1]) - self.metric(self.reachable)[:, None, None]).square().mean(-1)
         return torch.cat([energy[..., :1] + self.weight * off, energy[..., 1:]], -1)
-
-
-class _Floor:
-    """A level above the first, while one task lasts."""
-
-    def __init__(self, model: LevelModel, planner: Planner, goal: Tensor, hold: int, reached: float) -> None:
-        self.model, self.planner, self.goal = model, planner, goal
-        self.hold, self.reached = hold, reached
-        self.due = torch.ones(len(goal), dtype=torch.bool, device=goal.device)  # to plan anew, [B]
-        self._left = torch.zeros(len(goal), dtype=torch.long, device=goal.device)  # plans of the level below, [B]
-        self._plan: Plan | None = None
-        self._here = goal  # until the agents stand somewhere
-        self._way = goal.new_zeros(len(goal))  # how far it was to the subgoal when it became one, [B]
-
-    @property
-    def planned(self) -> Plan:
-        """The plan that is followed."""
-        assert self._plan is not None
-        return self._plan
-
-    def stand(self, s: Tensor, below: Tensor) -> Tensor:
-        """The agents are at s [B, D'] now, and the level below may plan anew, [B]; says where this one has to."""
-        self._here = s
-        self._left = self._left - below.long()
-        self.due = self._left <= 0
-        if self._plan is not None:
-            self.due = self.due | (self._off() < (1 - self.reached) * self._way)
-        return self.due
-
-    def begin(self, cost: Cost, modulation: Modulation, proposed: Tensor | None, generator: Generator | None) -> int:
-        """Plan anew where it is time to, from what is proposed or left; returns model steps."""
-        self._left = self._left.masked_fill(self.due, self.hold)
-        start = proposed
-        if start is None and self._plan is not None and self._plan.actions.shape[1] > 1:
-            start = self._plan.actions[:, 1:]  # the first is done, or it was out of reach
-        return self.search(cost, modulation, start, generator)
-
-    def subgoal(self) -> Tensor:
-        """The state that is wanted next, [B, D']."""
-        return self.planned.states[:, 0]
-
-    def proposed(self) -> Tensor | None:
-        """What its policy would do below to reach the subgoal, [B, n, A]."""
-        return None if self.model.reach is None else self.model.reach(self._here, self.subgoal())
-
-    def search(self, cost: Cost, modulation: Modulation, start: Tensor | None, generator: Generator | None) -> int:
-        """Plan, for whom it is due; returns the model steps of an episode, on average.
-
-        A batch is searched as a whole, as a planner may know it by its goals; who is not due keeps the plan there is.
-        """
-        found = self.planner.plan(self._here, self.model, cost, modulation, start, generator)
-        self._plan = found if self._plan is None else _where(self.due, found, self._plan)
-        self._way = torch.where(self.due, self._off(), self._way)
-        return _each(found.evaluations, self.due)
-
-    def _off(self) -> Tensor:
-        """How far from the subgoal, [B]."""
-        metric: nn.Module = self.model.metric
-        distance: Tensor = (metric(self._here) - metric(self.subgoal())).norm(dim=-1)
-        return distance
-
-
-def _each(evaluations: int, planned: Tensor) -> int:
-    """Model steps of an episode on average, where some [B] planned."""
-    return round(evaluations * float(planned.float().mean()))
-
-
-def _where(new: Tensor, one: Plan, other: Plan) -> Plan:
-    """One plan in some episodes [B], the other elsewhere."""
-    there = new[:, None, None]
-    return Plan(
-        torch.where(there, one.actions, other.actions),
-        torch.where(there, one.states, other.states),
-        torch.where(new, one.cost, other.cost),
-        one.evaluations,
-    )
