@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor, corrcoef, nn, stack
 
 from data_pipelines.worlds.distraction import DistractedRooms
 from data_pipelines.worlds.mazes import MazeLayouts
@@ -27,7 +27,7 @@ from lightning_jepa.cost.subgoal import SubgoalEnergy
 from lightning_jepa.evaluation import levels
 from lightning_jepa.evaluation.hierarchy import HierarchyExam
 from lightning_jepa.evaluation.results import load
-from lightning_jepa.evaluation.walks import collected, random_walks
+from lightning_jepa.evaluation.walks import collected
 from lightning_jepa.types import Training
 
 STEPS = 4  # of level 1 in one of level 2
@@ -170,11 +170,14 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path, monkeypatch
             picture.load()
 
 
-def test_the_light_of_each_walk_is_its_own() -> None:
-    """Else a probe for it reads the time."""
-    light = random_walks(DistractedRooms(MazeLayouts()), "train", 40, 8, Generator().manual_seed(0)).truth[..., -1]
-    assert len(light.unique(dim=0)) > 20
-    assert 0.2 < light[:, 0].mean() < 0.8
+def test_what_the_last_lamp_says_of_the_next_is_the_walks_pace_alone() -> None:
+    """Else a level of long steps had a reason to hold it."""
+    walker = VonMisesWalk(door_share=0.0)
+    light = collected(DistractedRooms(MazeLayouts()), "train", 200, 40, walker, Generator().manual_seed(0)).truth[
+        ..., -1
+    ]
+    assert 0.1 < light[:, 1:].mean() < 0.9
+    assert corrcoef(stack([light[:, 1:-10].flatten(), light[:, 11:].flatten()]))[0, 1].abs() < 0.05
 
 
 def test_levels_whose_steps_do_not_fit_are_found_before_anything_is_measured(tmp_path: Path) -> None:

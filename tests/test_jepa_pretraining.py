@@ -50,6 +50,23 @@ def test_temporal_contrast_teaches_metric_and_states() -> None:
     assert all(weight.grad is not None and weight.grad.any() for weight in (states, *contrast.parameters()))
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_metric_may_learn_from_what_is_imagined(shards: str, apart: bool) -> None:
+    """imagined = mean |v(s~[t+k]) - v(s[t+k])|^2, which teaches the metric, and the predictor unless it is apart."""
+    geometry = TemporalContrast(MetricSpace(SIZE, size=3, hidden=8), apart, imagined=True)
+    module = stage(geometry=geometry, weights={**WEIGHTS, "imagined": 1.0})
+    nn.init.normal_(module.jepa.predictor.last.weight)
+    batch = first_batch(shards)
+    terms, states = module.terms(batch)
+    predicted = module.jepa.predict(states[:, 0], batch[0].actions[:, :, 0])
+    expected = (geometry.metric(predicted) - geometry.metric(states[:, 1:])).square().sum(-1).mean()
+    assert torch.allclose(terms["imagined"], expected)
+    module.weighted(terms)
+    terms["imagined"].backward()
+    assert all(weight.grad is not None for weight in geometry.parameters())
+    assert all((weight.grad is None) == apart for weight in module.jepa.parameters())
+
+
 def test_all_levels_teach_the_geometry(shards: str) -> None:
     """Its term is the mean of those of each level, at that level's stride."""
     module, batch = stage(), first_batch(shards)

@@ -185,6 +185,30 @@ def test_steps_of_a_walk_have_the_asked_lengths_and_repeat_with_the_seed() -> No
     assert not torch.equal(actions, walked(VonMisesWalk(), 200, 20, seed=1)[1])
 
 
+def test_each_walk_that_hurries_has_a_least_length_of_its_own() -> None:
+    _, actions, _ = walked(VonMisesWalk(hurry=2.0), 400, 40)
+    least, largest = actions.norm(dim=-1).aminmax(dim=1)
+    assert largest.mean() > 2.4  # up to the same largest one
+    assert least.min() < 0.4
+    assert least.max() < 2.0 + 0.45 * 0.3  # the least of 40 lengths is close to the bound they have
+    assert least.mean() == pytest.approx((0.2 + 2.0) / 2, abs=0.15)
+
+
+@pytest.mark.parametrize("restless", [0.0, 1.0])
+def test_a_restless_walk_turns_where_it_was_stopped_and_nowhere_else(restless: float) -> None:
+    policy = VonMisesWalk(door_share=0.0, erratic=1e4, persistent=1e4, restless=restless)
+    states, actions, _ = walked(policy, 200, 60)
+    went, meant = states.diff(dim=1).norm(dim=-1), actions.norm(dim=-1)
+    heading = torch.atan2(actions[..., 1], actions[..., 0])
+    turned = (heading[:, 1:] - heading[:, :-1]).cos() < 0.9  # their own drift is a hundredth of that
+    stopped = (went < meant / 2)[:, :-1]
+    assert stopped.any()
+    assert not turned[~stopped].any()
+    assert turned[stopped].float().mean() == pytest.approx(
+        restless * (1 - 2 * math.acos(0.9) / (2 * math.pi)), abs=0.05
+    )
+
+
 def test_mean_turn_follows_the_concentration() -> None:
     """E cos(h[t+1] - h[t]) = I1(kappa) / I0(kappa)."""
     for kappa in (0.5, 5.0, 50.0):
@@ -219,6 +243,8 @@ def test_the_share_of_episodes_at_the_door_is_the_asked_one() -> None:
         ({"door_share": 1.2}, "between 0 and 1"),
         ({"shortest": 3.0, "longest": 2.0}, "0 <= shortest <= longest"),
         ({"erratic": 0.0}, "0 < erratic <= persistent"),
+        ({"hurry": 3.0}, "hurry=3.0: give a length between shortest=0.2 and longest=2.45"),
+        ({"restless": 1.5}, "restless=1.5: give a chance"),
     ],
 )
 def test_impossible_walks_are_refused(arguments: dict[str, float], message: str) -> None:

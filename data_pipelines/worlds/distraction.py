@@ -5,25 +5,25 @@ Legend: B episodes.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from data_pipelines.plan import hashed
-from data_pipelines.worlds.fate import FATES, next_fate
-from data_pipelines.worlds.geometry import blob
-from data_pipelines.worlds.layouts import HIGH, LOW
-from data_pipelines.worlds.rooms import SIZE, Layouts, RoomsWorld
+from data_pipelines.worlds.rooms import Layouts, RoomsWorld
 
 
 class DistractedRooms(RoomsWorld):
-    """A `RoomsWorld` with a light, somewhere in each layout, that is on or off at each step by chance.
+    """A `RoomsWorld` whose agent wears a lamp, which is on after each step that was meant to be long.
 
-    It is seen as a third channel. Whether it is on can't be known a step before, and says nothing of what is to come: a
-    state that holds it holds what is of no use to prediction.
+    Its light is seen as a third channel, around the agent. Who knows the last action knows whether it is on; who knows
+    about where ten steps led does not, and nothing depends on it: a level of short steps can predict it, one of long
+    steps has to leave it out. (A light that is on by mere chance is no test of a hierarchy: level 1 leaves it out too.)
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
+        lit_above: an action with a norm above this turns the lamp on, pixels; any other one turns it off.
+
+    Raises:
+        ValueError: as `RoomsWorld`.
     """
 
     def __init__(
@@ -36,38 +36,27 @@ class DistractedRooms(RoomsWorld):
         radius: float = 0.5,
         blob_std: float = 1.3,
         device: str = "cpu",
+        lit_above: float = 2.0,
     ) -> None:
         super().__init__(layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device)
+        self.lit_above = lit_above
         self.observation_shape = (3, resolution, resolution)
         self.truth_names = (*self.truth_names, "light")
 
-    def starts(self, positions: Tensor, generator: Generator) -> Tensor:
-        """Positions [B, 2] with what the light will do: [B, 3]."""
-        return torch.cat([positions, torch.randint(FATES, (len(positions), 1), generator=generator)], -1)
-
     def reset(self, layouts: Tensor, state: Tensor) -> Tensor:
-        """Start B episodes in layouts [B]; `state` [B, 2] is positions, [B, 3] also what the light will do, else 0."""
-        given = state.to(self.device, torch.float32)
-        self.fate = given[:, 2] if given.shape[1] > 2 else torch.zeros(len(layouts), device=self.device)
-        drawn = hashed(layouts.cpu().numpy()[:, None], 3, np.arange(2))
-        place = torch.from_numpy((drawn >> np.uint64(11)).astype(np.float64) / 2**53).float()
-        self._light = blob((LOW + 4 + (HIGH - LOW - 8) * place).to(self.device), SIZE, self.stride, self.blob_std)
-        return super().reset(layouts, given[:, :2])
+        """Start B episodes in layouts [B] and states [B, 2]; the lamp is off."""
+        self.light = torch.zeros(len(layouts), device=self.device)
+        return super().reset(layouts, state)
 
     def step(self, actions: Tensor) -> Tensor:
-        """Displace the agents by actions [B, 2], pixels; the light goes on or off."""
-        self.fate = next_fate(self.fate)
+        """Displace the agents by actions [B, 2], pixels; the lamp goes on or off."""
+        self.light = (actions.to(self.device).norm(dim=-1) > self.lit_above).float()  # 1 where it is on, [B]
         return super().step(actions)
-
-    @property
-    def light(self) -> Tensor:
-        """1 where it is on, 0 where it is off, [B]."""
-        return (self.fate >= FATES / 2).float()
 
     def draw(self, states: Tensor) -> Tensor:
         """What would be seen in the given states [B, 2]: uint8 [B, 3, h, w], agent, walls and light."""
-        light = (self._light * self.light[:, None, None]).mul(255).round().to(torch.uint8)
-        return torch.cat([super().draw(states), light[:, None]], 1)
+        seen = super().draw(states)
+        return torch.cat([seen, seen[:, :1] * self.light[:, None, None, None].to(torch.uint8)], 1)
 
     def truth(self) -> Tensor:
         """[B, N]: the agent's position, the factors of the layout, and the light."""

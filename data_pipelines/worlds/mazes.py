@@ -29,7 +29,7 @@ class MazeLayouts:
         ValueError: if there is nothing to pass, or a cell would be too narrow for the agent.
     """
 
-    half_wall = 1.0
+    half_wall = 1.5
 
     def __init__(self, cells: int = 5, count: int = 8192) -> None:
         if not 2 <= cells <= 9 or count < 10:

@@ -20,14 +20,19 @@ class VonMisesWalk:
 
     Each episode draws its own kappa, log-uniform between `erratic` and `persistent`: erratic walks stay about where
     they are, persistent ones cross rooms and push at walls. A share of the episodes starts at the door, heading through
-    it, since free walks hardly ever find it; all others start anywhere. The walk sees neither states nor observations.
+    it, since free walks hardly ever find it; all others start anywhere. The walk sees neither states nor observations;
+    it feels at most that it was stopped.
 
     Args:
         door_share: share of the episodes that start at the door, in 0..1.
         shortest: least length of a step, pixels.
-        longest: largest length of a step, pixels; each step's length is uniform in between.
+        longest: largest length of a step, pixels; each step's length is uniform between the least one and this.
         erratic: least concentration kappa of the heading noise.
         persistent: largest concentration.
+        hurry: largest least length; each episode draws its own, between `shortest` and this. None: all have `shortest`,
+            and any ten steps are about as long as any others, of which a level above learns nothing.
+        restless: chance that a walk which was just stopped by a wall heads for any other direction. Where walls are
+            close, those that don't are stopped most of the time.
         door_distance: how far from the middle of the door the episodes of `door_share` start at most, pixels.
 
     Raises:
@@ -45,15 +50,22 @@ class VonMisesWalk:
         erratic: float = 1.0,
         persistent: float = 20.0,
         door_distance: float = 8.0,
+        hurry: float | None = None,
+        restless: float = 0.0,
     ) -> None:
         if not 0 <= door_share <= 1:
             raise ValueError(f"door_share={door_share}: give a share between 0 and 1")
+        if not 0 <= restless <= 1:
+            raise ValueError(f"restless={restless}: give a chance between 0 and 1")
         if not 0 <= shortest <= longest:
             raise ValueError(f"shortest={shortest}, longest={longest}: give 0 <= shortest <= longest")
+        if hurry is not None and not shortest <= hurry <= longest:
+            raise ValueError(f"hurry={hurry}: give a length between shortest={shortest} and longest={longest}")
         if not 0 < erratic <= persistent:
             raise ValueError(f"erratic={erratic}, persistent={persistent}: give 0 < erratic <= persistent")
         self.door_share, self.door_distance = door_share, door_distance
-        self.shortest, self.longest = shortest, longest
+        self.shortest, self.longest, self.hurry = shortest, longest, hurry
+        self.restless = restless
         self.erratic, self.persistent = erratic, persistent
 
     def reset(self, world: RoomsWorld, layouts: Tensor, generator: Generator) -> Tensor:
@@ -63,6 +75,9 @@ class VonMisesWalk:
         self._noise = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         spread = self._noise.random(b)
         self._kappa = self.erratic * (self.persistent / self.erratic) ** spread
+        self._least = np.full(b, self.shortest)
+        if self.hurry is not None:
+            self._least = self._noise.uniform(self.shortest, self.hurry, b)
         rooms = torch.randint(world.layouts.rooms(layouts[:1]).shape[1], (b,), generator=generator)
         starts = world.sample_states(layouts, rooms, generator)
         heading = (torch.rand(b, generator=generator) * 2 - 1) * pi
@@ -72,6 +87,7 @@ class VonMisesWalk:
             starts = torch.where(chosen[:, None], at_door, starts)
             heading = torch.where(chosen, towards, heading)
         self._heading = heading.double().numpy()
+        self._world, self._from, self._length = world, starts.numpy(force=True), np.zeros(b)
         return world.starts(starts, generator)
 
     def _at_door(
@@ -96,7 +112,18 @@ class VonMisesWalk:
 
     def act(self, observations: Tensor, body: Tensor) -> Tensor:
         """The next displacements [B, 2]; observations [B, C, H, W] and body [B, P] are not looked at."""
-        length = self._noise.uniform(self.shortest, self.longest, len(self._heading))
+        if self.restless > 0:
+            self._turn()
+        length = self._noise.uniform(self._least, self.longest)
+        self._length = length
         action = length * np.stack([np.cos(self._heading), np.sin(self._heading)])
         self._heading += self._noise.vonmises(0.0, self._kappa)
         return torch.from_numpy(action.T.astype(np.float32))
+
+    def _turn(self) -> None:
+        """Walks that came less than half as far as they meant to may have another heading."""
+        here = self._world.state.numpy(force=True)
+        stopped = np.linalg.norm(here - self._from, axis=-1) < self._length / 2
+        turning = stopped & (self._noise.random(len(stopped)) < self.restless)
+        self._heading = np.where(turning, self._noise.uniform(-pi, pi, len(stopped)), self._heading)
+        self._from = here.copy()

@@ -26,7 +26,7 @@ from lightning_jepa.world_model.target import SlowEncoder
 class JEPAPretraining(L.LightningModule):
     """Minimise the prediction energy D(s_y, Pred(s_x, a)) while criteria keep states informative (paper section 4.5).
 
-        loss = sum_i weight_i term_i,   terms = prediction + those of each criterion [+ contrast]
+        loss = sum_i weight_i term_i,   terms = prediction + those of each criterion [+ contrast [+ imagined]]
 
     No gradient is stopped between the two branches, unless a `target` encodes what is to be predicted. The first level
     of a batch holds successive frames: predictions and criteria look at it. With a `geometry`, all levels, whatever the
@@ -123,6 +123,8 @@ class JEPAPretraining(L.LightningModule):
             encoded = [states] + [self.model.encode(window.observations, window.body) for window in windows[1:]]
             found = [self.geometry(s, self.apart(window)) for s, window in zip(encoded, windows, strict=True)]
             terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
+            if self.geometry.imagined:
+                terms["imagined"] = self.geometry.misled(batch.predicted, batch.s_y)
         return terms, states
 
     def acted(self, window: Window) -> Tensor:

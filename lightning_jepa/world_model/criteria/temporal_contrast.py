@@ -26,11 +26,12 @@ class TemporalContrast(nn.Module):
     Args:
         metric: v = metric(s), from states [..., D] to [..., E].
         apart: learn distances between states that others make; no gradient reaches these.
+        imagined: learn too that what is predicted is where what then comes is, see `misled`.
     """
 
-    def __init__(self, metric: nn.Module, apart: bool = False) -> None:
+    def __init__(self, metric: nn.Module, apart: bool = False, imagined: bool = False) -> None:
         super().__init__()
-        self.metric, self.apart = metric, apart
+        self.metric, self.apart, self.imagined = metric, apart, imagined
 
     def forward(self, states: Tensor, stride: int) -> dict[str, Tensor]:
         """States [B, T, D] of frames `stride` steps apart -> the term "contrast".
@@ -50,3 +51,15 @@ class TemporalContrast(nn.Module):
         forth = F.cross_entropy(-energy[:, :-1].flatten(0, 1), later)
         back = F.cross_entropy(-energy[:, 1:].flatten(0, 1), later - 1)
         return {"contrast": (forth + back) / 2}
+
+    def misled(self, predicted: Tensor, s_y: Tensor) -> Tensor:
+        """How far predicted states [..., D] lie from those that came, [..., D]: the mean of |v(s~) - v(s)|^2.
+
+        Planners compare what they imagine with what they imagine. Where predictions drift off what can be seen, a
+        metric that has only seen states calls any two of them far apart. And a predictor learns what distances need:
+        the agent is a small part of a map, and all of the way.
+        """
+        if self.apart:
+            predicted, s_y = predicted.detach(), s_y.detach()
+        off: Tensor = (self.metric(predicted).float() - self.metric(s_y).float()).square().sum(-1).mean()
+        return off
