@@ -52,15 +52,19 @@ def test_temporal_contrast_teaches_metric_and_states() -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_the_metric_may_learn_from_what_is_imagined(shards: str, apart: bool) -> None:
-    """imagined = mean |v(s~[t+k]) - v(s[t+k])|^2, which teaches the metric, and the predictor unless it is apart."""
+    """imagined = - mean_k log exp(-F(s~[k], s[k])) / sum_u exp(-F(s~[k], s[u])), F(a, b) = |v(a) - v(b)|^2.
+
+    It teaches the metric, and the predictor unless it is apart.
+    """
     geometry = TemporalContrast(MetricSpace(SIZE, size=3, hidden=8), apart, imagined=True)
     module = stage(geometry=geometry, weights={**WEIGHTS, "imagined": 1.0})
     nn.init.normal_(module.jepa.predictor.last.weight)
     batch = first_batch(shards)
     terms, states = module.terms(batch)
     predicted = module.jepa.predict(states[:, 0], batch[0].actions[:, :, 0])
-    expected = (geometry.metric(predicted) - geometry.metric(states[:, 1:])).square().sum(-1).mean()
-    assert torch.allclose(terms["imagined"], expected)
+    off = (geometry.metric(predicted)[:, :, None] - geometry.metric(states[:, 1:])[:, None]).square().sum(-1)
+    expected = (off.diagonal(dim1=1, dim2=2) + (-off).exp().sum(-1).log()).mean()
+    assert torch.allclose(terms["imagined"], expected, rtol=1e-4)
     module.weighted(terms)
     terms["imagined"].backward()
     assert all(weight.grad is not None for weight in geometry.parameters())

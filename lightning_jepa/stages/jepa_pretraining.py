@@ -40,8 +40,8 @@ class JEPAPretraining(L.LightningModule):
         horizon: H, steps of each free-running prediction.
         every: steps between the starts of two predictions.
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
-        geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E]; or
-            none: distances of states.
+        geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E], and
+            `imagined`: whether that learns from predictions too; or none: distances of states.
         target: what makes a second branch of the encoder, which gets no gradient; none for one encoder.
         context: states that a prediction starts from.
         views: makes pairs of pictures of the first level's windows of one; none for windows as they are.
@@ -120,11 +120,12 @@ class JEPAPretraining(L.LightningModule):
         for criterion in self.criteria.values():
             terms |= criterion(batch)
         if self.geometry is not None:
+            geometry: Any = self.geometry
             encoded = [states] + [self.model.encode(window.observations, window.body) for window in windows[1:]]
-            found = [self.geometry(s, self.apart(window)) for s, window in zip(encoded, windows, strict=True)]
+            found = [geometry(s, self.apart(window)) for s, window in zip(encoded, windows, strict=True)]
             terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
-            if self.geometry.imagined:
-                terms["imagined"] = self.geometry.misled(batch.predicted, batch.s_y)
+            if geometry.imagined:
+                terms["imagined"] = geometry.misled(batch.predicted, batch.s_y)
         return terms, states
 
     def acted(self, window: Window) -> Tensor:
