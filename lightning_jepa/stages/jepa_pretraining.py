@@ -40,8 +40,8 @@ class JEPAPretraining(L.LightningModule):
         horizon: H, steps of each free-running prediction.
         every: steps between the starts of two predictions.
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
-        geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E], and
-            `imagined`: whether that learns from predictions too; or none: distances of states.
+        geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E]
+            that learns from predictions too if it is `imagined`; or none: distances of states.
         target: what makes a second branch of the encoder, which gets no gradient; none for one encoder.
         context: states that a prediction starts from.
         views: makes pairs of pictures of the first level's windows of one; none for windows as they are.
