@@ -22,7 +22,7 @@ from lightning_jepa.types import Modulation
 from lightning_jepa.world_model.convolutional import ConvPredictor
 from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
 from lightning_jepa.world_model.jepa import JEPA
-from lightning_jepa.world_model.level import Level, MacroAction, MapAbove, Same, Whitened
+from lightning_jepa.world_model.level import Level, MacroAction, MapAbove, Same, Whitened, slow_cosines
 
 
 def test_a_level_is_a_jepa_over_the_states_below() -> None:
@@ -119,6 +119,16 @@ def test_a_level_that_pools_is_not_planned_with() -> None:
     own.remember(torch.randn(300, 3, 2))
     with pytest.raises(ValueError, match="pools the last 2 states .* pool=1"):
         Whitened(own)
+
+
+def test_macro_actions_begin_as_the_slow_part_of_a_chunk() -> None:
+    """a2 = tanh(W chunk) before training: the mean of each component, then 2/n sum_t cos(pi (t + 1/2) / n) a[t]."""
+    chunks = torch.randn(5, 6, 2)
+    found = MacroAction(6, 2, 4, action_scale=2.0)(chunks)
+    wave = torch.cos(torch.pi * (torch.arange(6) + 0.5) / 6)
+    slow = [chunks.mean(1), (wave[:, None] * chunks).mean(1) * 2]
+    torch.testing.assert_close(found, torch.tanh(torch.cat(slow, -1) / 2.0))
+    assert torch.linalg.matrix_rank(slow_cosines(6, 2)) == 12
 
 
 def test_what_reaches_a_state_is_learned_from_where_actions_led() -> None:

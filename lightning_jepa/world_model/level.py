@@ -17,7 +17,13 @@ from lightning_jepa.world_model.jepa import JEPA
 
 
 class MacroAction(nn.Module):
-    """A chunk of n actions of the level below as one abstract action: tanh(MLP(chunk)), so bounded.
+    """A chunk of n actions of the level below as one abstract action, between -1 and 1.
+
+        a2 = tanh(W chunk + MLP(chunk))
+
+    W is learned, from the chunk's slowest cosines on: its mean, then what turns once, so that from the first step on
+    macro-actions say about where a chunk leads. From random weights this took too long to learn: after 3000 steps the
+    sum of ten displacements was read off a macro-action of 4 numbers with an error of 3.4 pixels.
 
     Args:
         steps: n.
@@ -38,7 +44,12 @@ class MacroAction(nn.Module):
                 f"between 1 and {max(1, steps) * action_size} numbers"
             )
         self.steps, self.below_size, self.size, self.action_scale = steps, action_size, size, action_scale
+        self.slow = nn.Linear(steps * action_size, size, bias=False)
         self.layers = mlp(steps * action_size, hidden, size, depth=1)
+        with torch.no_grad():
+            self.slow.weight.copy_(slow_cosines(steps, action_size)[:size])
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, chunks: Tensor) -> Tensor:
         """[..., n, A] -> [..., M], between -1 and 1.
@@ -51,7 +62,18 @@ class MacroAction(nn.Module):
                 f"chunks of {list(chunks.shape[-2:])}, expected [{self.steps}, {self.below_size}]: the windows' stride "
                 "must be the product of the levels' steps"
             )
-        return torch.tanh(self.layers(chunks.flatten(-2) / self.action_scale))
+        chunk = chunks.flatten(-2) / self.action_scale
+        return torch.tanh(self.slow(chunk) + self.layers(chunk))
+
+
+def slow_cosines(steps: int, action_size: int) -> Tensor:
+    """Projections of chunks on cosines over time, the slowest first: [n A, n A] from chunks [n A].
+
+    row k A + i:  (2 if k else 1) / n  cos(pi k (t + 1/2) / n)   of component i of the action at step t
+    """
+    times = torch.arange(steps)
+    waves = torch.cos(torch.pi * times[:, None] * (times + 0.5) / steps) * (1 + (times > 0))[:, None] / steps
+    return torch.kron(waves, torch.eye(action_size))
 
 
 class Same(nn.Module):
