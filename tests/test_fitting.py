@@ -227,6 +227,11 @@ class SameWeights(L.Callback):
             ranks = gathered(values)
             assert torch.equal(ranks[0], ranks[1])
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A process that ends while threads of its group run is aborted now and then, on a busy machine."""
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
 
 def contrastive() -> JEPAPretraining:
     names = {"prediction": 1.0, "nce": 1.0, "hinge": 1.0}

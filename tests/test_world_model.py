@@ -26,7 +26,6 @@ PREDICTORS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: ResidualPredictor(18, 2, hidden=16, depth=2),
     "residual_normalised": lambda: ResidualPredictor(18, 2, hidden=16, depth=1, normalise=True),
     "convolutional": lambda: ConvPredictor((2, 3, 3), 2, hidden=8, depth=2),
-    "convolutional_rounds": lambda: ConvPredictor((2, 3, 3), 2, hidden=8, depth=2, rounds=3),
     "convolutional_1x1": lambda: ConvPredictor((2, 3, 3), 2, hidden=8, depth=3, mixing=1),
     "transformer": lambda: TransformerPredictor(18, 2, history=3, width=16, depth=2, heads=2),
 }
@@ -101,9 +100,7 @@ def test_every_weight_is_trained(predictor: nn.Module) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in predictor.parameters())
 
 
-@pytest.mark.parametrize(
-    "name", ["residual", "convolutional", "convolutional_rounds", "convolutional_1x1", "transformer"]
-)
+@pytest.mark.parametrize("name", ["residual", "convolutional", "convolutional_1x1", "transformer"])
 def test_nothing_changes_before_training(name: str) -> None:
     """s + f(s, a) with f = 0."""
     s = torch.randn(2, 3, 18)
@@ -132,22 +129,6 @@ def test_convolutional_physics_is_local() -> None:
     assert changed[:4, :4].any()
     assert not changed[4:].any()
     assert not changed[:, 4:].any()
-
-
-def test_a_convolutional_step_in_rounds_is_a_step_after_a_step() -> None:
-    """Pred(s, a) = s' + f_2(s', a), s' = s + f_1(s, a): they differ in what the action scales and shifts."""
-    whole = stir(ConvPredictor((2, 3, 3), 2, hidden=8, depth=2, rounds=2))
-    s = torch.randn(4, 1, 18)
-    a = torch.randn(4, 1, 2)
-    stepped = s
-    for half in range(2):
-        part = ConvPredictor((2, 3, 3), 2, hidden=8, depth=2)
-        state = whole.state_dict()
-        for name in ("action.2.weight", "action.2.bias"):
-            state[name] = state[name].chunk(2)[half]
-        part.load_state_dict(state)
-        stepped = part(stepped, a)[:, None]
-    torch.testing.assert_close(whole(s, a), stepped[:, 0])
 
 
 def test_residual_sum_keeps_its_precision_under_autocast() -> None:
@@ -294,8 +275,6 @@ def test_sizes_that_do_not_fit_are_told() -> None:
         ConvPredictor([18], 2)
     with pytest.raises(ValueError, match="mixing"):
         ConvPredictor((2, 3, 3), 2, mixing=5)
-    with pytest.raises(ValueError, match="history=2, rounds=2: between rounds there is no history"):
-        ConvPredictor((2, 3, 3), 2, history=2, rounds=2)
     with pytest.raises(ValueError, match="multiple"):
         TransformerPredictor(18, 2, width=10, heads=4)
 

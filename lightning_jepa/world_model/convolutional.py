@@ -27,8 +27,6 @@ class ConvPredictor(nn.Module):
         mixing: side of the kernels between hidden layers, 3, or 1 for layers that see one place at a time: with
             `depth=2` and 32 hidden channels that is about 1.4 times faster, and sees 2 places far instead of 3.
         action_width: hidden units between the action and its scales and shifts.
-        rounds: times that f is applied, each with scales and shifts of its own: what moves far in a step, as it does
-            above the first level, meets walls on its way.
         history: h, successive states that it looks at, the present one included: what moves by itself has a velocity,
             which one state may not show. Where fewer are given, the first stands for those before it.
 
@@ -45,29 +43,19 @@ class ConvPredictor(nn.Module):
         mixing: int = 3,
         action_width: int = 64,
         history: int = 1,
-        rounds: int = 1,
     ) -> None:
         super().__init__()
         if len(state_shape) != 3:
             raise ValueError(f"state_shape={list(state_shape)}: a convolutional predictor needs a map [c, h, w]")
-        if min(depth, history, rounds) < 1 or mixing not in (1, 3):
-            raise ValueError(
-                f"depth={depth}, history={history} and rounds={rounds} must be at least 1, mixing={mixing} must be 1 "
-                "or 3"
-            )
-        if history > 1 and rounds > 1:
-            raise ValueError(
-                f"history={history}, rounds={rounds}: between rounds there is no history; set one of them to 1"
-            )
+        if min(depth, history) < 1 or mixing not in (1, 3):
+            raise ValueError(f"depth={depth} and history={history} must be at least 1, mixing={mixing} must be 1 or 3")
         channels, height, width = state_shape
         self.map_shape = (channels, height, width)
         self.state_size, self.action_size = channels * height * width, action_size
-        self.history, self.rounds = history, rounds
+        self.history = history
         self.first = nn.Conv2d(channels * history, hidden, 3, padding=1)
         self.action = nn.Sequential(
-            nn.Linear(max(1, action_size), action_width),
-            nn.ReLU(),
-            nn.Linear(action_width, 2 * hidden * depth * rounds),
+            nn.Linear(max(1, action_size), action_width), nn.ReLU(), nn.Linear(action_width, 2 * hidden * depth)
         )
         self.middle = nn.ModuleList(nn.Conv2d(hidden, hidden, mixing, padding=mixing // 2) for _ in range(depth - 1))
         self.last = nn.Conv2d(hidden, channels, 3, padding=1)
@@ -86,24 +74,12 @@ class ConvPredictor(nn.Module):
         )
         if not self.action_size:  # who only watches does nothing
             done = maps.new_ones(*leading, 1)
-        scales = self.action(done).expand(*leading, -1)[..., None, None].chunk(self.rounds, -3)
-        # The first round sees each state once for all actions in it, later ones what each action made of it.
-        change = self._change(maps, now.shape[:-1], scales[0])
-        for scale in scales[1:]:
-            here = (now.expand(*leading, -1) + change.reshape(*leading, -1)).reshape(-1, *self.map_shape)
-            here = here.contiguous(memory_format=torch.channels_last)
-            change = change + self._change(here, leading, scale)
-        return now + change.reshape(*leading, -1)
-
-    def _change(self, maps: Tensor, leading: torch.Size, scales: Tensor) -> Tensor:
-        """F once: maps [N, h c, h, w] that stand for `leading` states, and scales [..., 2 depth hidden, 1, 1]."""
-        modulation = scales.chunk(2 * (1 + len(self.middle)), -3)
+        modulation = self.action(done).expand(*leading, -1)[..., None, None].chunk(2 * (1 + len(self.middle)), -3)
         # Channels side by side and ReLU in place: on CPU that is worth more than any trick with the convolutions.
         x = self.first(maps)
-        x = x.view(*leading, *x.shape[1:])  # once for all actions in the same state
+        x = x.view(*now.shape[:-1], *x.shape[1:])  # once for all actions in the same state
         x = torch.addcmul(modulation[1], x, 1 + modulation[0]).relu_().reshape(-1, *x.shape[-3:])
         each = [part.reshape(-1, *part.shape[-3:]) for part in modulation]
         for layer, scale, shift in zip(self.middle, each[2::2], each[3::2], strict=True):
             x = torch.addcmul(shift, layer(x), 1 + scale).relu_()
-        changed: Tensor = self.last(x)
-        return changed
+        return now + self.last(x).reshape(*leading, -1)
