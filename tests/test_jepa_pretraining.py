@@ -82,6 +82,8 @@ def test_all_levels_teach_the_geometry(shards: str) -> None:
 def test_what_the_geometry_refuses() -> None:
     with pytest.raises(ValueError, match="windows of 2 states: a contrast over time needs at least 3"):
         TemporalContrast(nn.Identity())(torch.randn(2, 2, 3), 1)
+    with pytest.raises(ValueError, match="no other to be told from: raise stage.horizon"):
+        TemporalContrast(nn.Identity(), imagined=True).misled(torch.randn(2, 3, 1, 4), torch.randn(2, 3, 1, 4))
 
 
 @pytest.mark.parametrize("apart", [False, True])

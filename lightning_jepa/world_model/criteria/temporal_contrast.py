@@ -61,7 +61,14 @@ class TemporalContrast(nn.Module):
         metric that has only seen states calls any two of them far apart. And a predictor learns what distances need:
         the agent is a small part of a map, and all of the way. (The mean of F(s~[k], s[k]) alone is least where all
         distances are none, and there it went on a level whose predictions are uncertain.)
+
+        Raises:
+            ValueError: if there is nothing to tell apart.
         """
+        if predicted.shape[-2] < 2:
+            raise ValueError(
+                "predictions of one step have no other to be told from: raise stage.horizon, or set geometry.imagined=false"
+            )
         if self.apart:
             predicted, s_y = predicted.detach(), s_y.detach()
         energy = torch.cdist(self.metric(predicted).float(), self.metric(s_y).float()).square()
