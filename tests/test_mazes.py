@@ -1,4 +1,4 @@
-"""Mazes: a spanning tree of passages, so that there is one way between any two cells; and a lamp that nothing depends on."""
+"""Mazes: a spanning tree of passages, so that there is one way between any two cells; and a lamp without use."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class TemporalContrast(nn.Module):
         """
         if predicted.shape[-2] < 2:
             raise ValueError(
-                "predictions of one step have no other to be told from: raise stage.horizon, or set geometry.imagined=false"
+                "predictions of one step have no other to be told from: raise stage.horizon, or set "
+                "geometry.imagined=false"
             )
         if self.apart:
             predicted, s_y = predicted.detach(), s_y.detach()
