@@ -182,6 +182,15 @@ class CostBuilder(Protocol):
         ...
 
 
+@runtime_checkable
+class Disappointed(Protocol):
+    """A planner that learns where its plans fail, within a task."""
+
+    def out_of_reach(self, s: Tensor, target: Tensor, where: Tensor) -> None:
+        """What it planned from s [B, D] did not lead to a target [B, D] in the episodes `where`, bool [B]."""
+        ...
+
+
 class World(Protocol):
     """B episodes of a simulated world, stepped and rendered at once."""
 

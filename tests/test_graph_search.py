@@ -94,7 +94,7 @@ def test_the_graph_measures_in_the_space_of_the_metric() -> None:
         graph_search(SHORT(), metric=metric).build(HERE, Plane(), THERE, Generator().manual_seed(0))
         for metric in (None, Doubled())
     )
-    torch.testing.assert_close(doubled.unit, 2 * plain.unit, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(doubled.graph.unit, 2 * plain.graph.unit, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(doubled.to_go.mean(), plain.to_go.mean(), atol=0.5, rtol=0.1)
 
 

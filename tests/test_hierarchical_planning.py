@@ -318,3 +318,33 @@ def test_planners_that_do_not_fit_are_refused() -> None:
             )
     with pytest.raises(ValueError, match="planners for 2 levels, but the world model has 1"):
         planner().plan(torch.zeros(1, 2), Plane(), GoalEnergy(), Modulation(torch.zeros(1, 2)))
+
+
+class Open(Plane):
+    """The plane within its bounds, and no wall."""
+
+    def rollout(self, s: Tensor, actions: Tensor) -> Tensor:
+        return super().rollout(s, actions).clamp(-6, 6)
+
+
+class Overlooked(TwoLevels):
+    """The plane, whose second level does not know of the wall."""
+
+    def above(self, number: int) -> Far:
+        return Far(Open())
+
+
+@pytest.mark.parametrize("setback", [10.0, 1e-6], ids=["remembered", "forgotten"])
+def test_a_way_that_fails_is_not_tried_for_ever(setback: float) -> None:
+    """What level 2 takes for a way ends at the wall; the door is at y in (3, 5)."""
+    start, goal = torch.tensor([[-3.0, 0.0], [-2.0, -0.5]]), torch.tensor([[3.0, 0.0], [3.0, 1.0]])
+    low = CEM(samples=32, iterations=3, elites=6, horizon=4, **SPACE)
+
+    def high(metric: nn.Module) -> GraphSearch:
+        made = searching_a_graph(metric)
+        made.setback = setback
+        return made
+
+    of = HierarchicalPlanner({"level1": low, "level2": high}, GoalEnergy, SubgoalEnergy)
+    found, _, _ = walked(of, 120, start, goal, Overlooked(wall=True))
+    assert (found[:, 0] > 0.9).all() == (setback > 1)

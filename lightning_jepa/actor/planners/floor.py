@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.protocols import Cost, LevelModel, Planner
+from lightning_jepa.protocols import Cost, Disappointed, LevelModel, Planner
 from lightning_jepa.types import Modulation, Plan
 
 
@@ -34,9 +34,14 @@ class Floor:
         """The agents are at s [B, D'] now, and the level below may plan anew, [B]; says where this one has to."""
         self._here = s
         self._left = self._left - below.long()
-        self.due = self._left <= 0
+        late = self._left <= 0
+        self.due = late
         if self._plan is not None:
-            self.due = self.due | (self._off() < (1 - self.reached) * self._way)
+            off = self._off()
+            self.due = late | (off < (1 - self.reached) * self._way)
+            failed = late & (off > (1 - self.reached / 2) * self._way)  # else it is on its way
+            if isinstance(self.planner, Disappointed) and failed.any():
+                self.planner.out_of_reach(s, self.subgoal(), failed)
         return self.due
 
     def begin(self, cost: Cost, modulation: Modulation, proposed: Tensor | None, generator: Generator | None) -> int:

@@ -6,14 +6,28 @@ Legend: B episodes, S candidates, H horizon, A action, D state, M numbers of the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.actor.planners.explorer import Explorer, bellman
+from lightning_jepa.actor.planners.explorer import Explorer, Graph, bellman
 from lightning_jepa.actor.planners.shooting import check_positive
 from lightning_jepa.protocols import Cost, Planner, WorldModel
 from lightning_jepa.types import Modulation, Plan
+
+
+class Barred(NamedTuple):
+    """What was taken for a way in B episodes, and all moves beside it: those whose two ends are nearer to its two ends
+    than half its length."""
+
+    start: Tensor  # in the metric space, [B, M]
+    end: Tensor
+    radius: Tensor  # [B]; 0 in episodes without
+
+    def beside(self, places: Tensor, end: Tensor) -> Tensor:
+        """Which of places [B, N, M] are near to one of the two ends, [B, N]."""
+        return (places - end[:, None]).norm(dim=-1) < self.radius[:, None]
 
 
 class GraphCost:
@@ -21,34 +35,74 @@ class GraphCost:
 
     Only nodes about as near as the nearest one count, because a long distance in the metric says nothing about walls.
 
+    What turns out to be no way is remembered: each time, the edges beside it cost a setback more.
+
     Args:
-        nodes: in the metric space, [B, N, M].
-        to_go: steps from each node to the goal, [B, N].
-        unit: metric length of one step, [B].
-        reach: metric distance within which nodes count beyond the nearest one, [B]. Where it is as wide as a wall is
-            thick, the cost leaks through.
+        graph: of B episodes; its first node is the goal.
         metric: from states [..., D] to [..., M].
+        reach: nodes count up to this share of their spacing beyond the nearest one. Where it is as wide as a wall is
+            thick, the cost leaks through.
+        setback: steps.
         memory_mb: bound on the distances held at once.
     """
 
-    def __init__(
-        self, nodes: Tensor, to_go: Tensor, unit: Tensor, reach: Tensor, metric: nn.Module, memory_mb: float
-    ) -> None:
-        self.nodes, self.to_go, self.unit, self.reach = nodes, to_go, unit, reach
-        self.metric, self.memory_mb = metric, memory_mb
+    def __init__(self, graph: Graph, metric: nn.Module, reach: float, setback: float, memory_mb: float) -> None:
+        self.graph, self.metric, self.setback, self.memory_mb = graph, metric, setback, memory_mb
+        self.reach = reach * graph.spacing  # metric distance, [B]
+        self._edge = graph.steps
+        self._barred: list[Barred] = []
+        self._here: Tensor | None = None
+        self.to_go = self._solved()  # from each node to the goal, [B, N]
 
     def __call__(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
         """[B, S, H, D] -> [B, S, H]; the goal is in the graph already."""
         b, n = self.to_go.shape
-        points = self.metric(states).float().flatten(1, 2)
+        points = self.metric(states).float()
         piece = max(1, int(self.memory_mb * 2**20 // (4 * b * n)))
-        return torch.cat([self._steps(p) for p in points.split(piece, 1)], 1).view(states.shape[:3])
+        steps = torch.cat([self._steps(p) for p in points.flatten(1, 2).split(piece, 1)], 1).view(states.shape[:3])
+        first = self._setbacks(points[:, :, 0])
+        return torch.cat([steps[..., :1] + first[..., None], steps[..., 1:]], -1)
+
+    def stand(self, s: Tensor) -> None:
+        """Where the agents stand, [B, D], so that first states of a plan are the ends of moves from there."""
+        self._here = self.metric(s).float()
+
+    def bar(self, s: Tensor, target: Tensor, where: Tensor) -> None:
+        """In the episodes `where`, [B], there was no way from s [B, D] to a target [B, D]."""
+        start, end = self.metric(s).float(), self.metric(target).float()
+        barred = Barred(start, end, (start - end).norm(dim=-1).masked_fill(~where, 0.0) / 2)
+        self._barred.append(barred)
+        places, successor = self.graph.places, self.graph.successor.flatten(1)
+        starts, ends = barred.beside(places, start), barred.beside(places, end).gather(1, successor)
+        self._edge = self._edge + self.setback * (starts[:, :, None, None] & ends.view_as(self._edge))
+        self.to_go = self._solved()
+
+    def _setbacks(self, points: Tensor) -> Tensor:
+        """Of moves to points [B, S, M] from where the agents stand, in steps [B, S]."""
+        steps = points.new_zeros(points.shape[:2])
+        for barred in self._barred if self._here is not None else ():
+            steps += self.setback * (barred.beside(self._here[:, None], barred.start) & barred.beside(points, barred.end))
+        return steps
 
     def _steps(self, points: Tensor) -> Tensor:
-        distance = torch.cdist(points, self.nodes)
+        distance = torch.cdist(points, self.graph.places)
         near = distance <= distance.detach().amin(-1, keepdim=True) + self.reach[:, None, None]
-        steps = distance / self.unit[:, None, None] + self.to_go[:, None]
+        steps = distance / self.graph.unit[:, None, None] + self.to_go[:, None]
         return steps.masked_fill(~near, torch.inf).amin(-1)
+
+    def _solved(self) -> Tensor:
+        graph = self.graph
+        straight = (graph.places - graph.places[:, :1]).norm(dim=-1)
+        steps = straight / graph.unit[:, None]
+        at_goal = steps.masked_fill(straight > graph.spacing[:, None], torch.inf)
+        # the graphs of all episodes are one graph with as many parts
+        parts = straight.shape[1] * torch.arange(len(straight), device=straight.device)
+        successor = (graph.successor + parts[:, None, None, None]).flatten(0, 1)
+        edge = self._edge.flatten(0, 1)
+        to_go = bellman(successor, edge, at_goal.view(-1, 1), torch.ones_like(edge)).to_go.view_as(at_goal)
+        # Where no way to the goal was imagined, the straight one is the best guess, and worse than any that was.
+        worst = to_go.masked_fill(to_go.isinf(), 0).amax(1, keepdim=True)
+        return torch.where(to_go.isinf(), worst + steps, to_go)
 
 
 class GraphSearch:
@@ -64,6 +118,7 @@ class GraphSearch:
         explorer: makes the graph; or what makes one of a `metric`.
         metric: from states [..., D] to a space [..., M] in which neighbours are told by distance; states if None.
         reach: nodes count for a state up to this share of the nodes' spacing beyond the nearest one.
+        setback: steps that edges beside one cost more, each time that it is found to be no way, see `out_of_reach`.
         memory_mb: bound on the distances from nodes held at once while planning.
 
     Raises:
@@ -76,11 +131,12 @@ class GraphSearch:
         explorer: Callable[..., Explorer],
         metric: nn.Module | None,
         reach: float = 0.3,
+        setback: float = 10.0,
         memory_mb: float = 256.0,
     ) -> None:
-        check_positive(reach=reach, memory_mb=memory_mb)
+        check_positive(reach=reach, setback=setback, memory_mb=memory_mb)
         self.planner, self.explorer = planner, explorer(metric=metric)
-        self.reach, self.memory_mb = reach, memory_mb
+        self.reach, self.setback, self.memory_mb = reach, setback, memory_mb
         self._goal: Tensor | None = None
         self._cost: GraphCost | None = None
 
@@ -109,23 +165,18 @@ class GraphSearch:
         if self._cost is None or self._goal is not modulation.goal:
             self._cost = self.build(s, world_model, modulation.goal, generator)
             self._goal, spent = modulation.goal, self.explorer.evaluations
+        self._cost.stand(s)
         plan = self.planner.plan(s, world_model, self._cost, modulation, start, generator)
         return Plan(plan.actions, plan.states, plan.cost, plan.evaluations + spent)
+
+    @torch.no_grad()
+    def out_of_reach(self, s: Tensor, target: Tensor, where: Tensor) -> None:
+        """What was planned as a way from s [B, D] to a target [B, D] was none in the episodes `where`, [B]."""
+        if self._cost is not None:
+            self._cost.bar(s, target, where)
 
     @torch.no_grad()
     def build(self, s: Tensor, world_model: WorldModel, goal: Tensor, generator: Generator | None = None) -> GraphCost:
         """The graph's cost for episodes that stand at s [B, D] and have goals [B, D]."""
         graph = self.explorer.explore(s, goal, world_model, generator)
-        straight = (graph.places - graph.places[:, :1]).norm(dim=-1)
-        steps = straight / graph.unit[:, None]
-        at_goal = steps.masked_fill(straight > graph.spacing[:, None], torch.inf)
-        # the graphs of all episodes are one graph with as many parts
-        parts = self.explorer.nodes * torch.arange(len(s), device=s.device)
-        successor = (graph.successor + parts[:, None, None, None]).flatten(0, 1)
-        edge = graph.steps.flatten(0, 1)
-        to_go = bellman(successor, edge, at_goal.view(-1, 1), torch.ones_like(edge)).to_go.view_as(at_goal)
-        # Where no way to the goal was imagined, the straight one is the best guess, and worse than any that was.
-        worst = to_go.masked_fill(to_go.isinf(), 0).amax(1, keepdim=True)
-        to_go = torch.where(to_go.isinf(), worst + steps, to_go)
-        reach = self.reach * graph.spacing
-        return GraphCost(graph.places, to_go, graph.unit, reach, self.explorer.metric, self.memory_mb)
+        return GraphCost(graph, self.explorer.metric, self.reach, self.setback, self.memory_mb)
