@@ -95,6 +95,12 @@ class Same(nn.Module):
 class MapAbove(nn.Module):
     """A smaller map above a map: what is kept of each place, and what is left out, is for training to find.
 
+        s2 = W s + f(s)
+
+    W begins as a projection of each place on orthogonal directions and f at zero, so that s2 can be predicted about as
+    well as s from the first step on. From random weights, where all of s2 is new, training was content with what stays
+    as it is, and let the agent go.
+
     Args:
         below_shape: C, h, w of the level below; what is felt, which comes after it, is left out.
         channels: c.
@@ -113,9 +119,14 @@ class MapAbove(nn.Module):
         self.below_shape = tuple(below_shape)
         self.below_size = below_shape[0] * below_shape[1] * below_shape[2]
         self.state_size = channels * below_shape[1] * below_shape[2]
+        self.kept = nn.Conv2d(below_shape[0], channels, 1, bias=False)
         self.layers = nn.Sequential(
             nn.Conv2d(below_shape[0], hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, channels, 1)
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        )
+        nn.init.orthogonal_(self.kept.weight)
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def forward(self, states: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, E].
@@ -128,7 +139,8 @@ class MapAbove(nn.Module):
                 f"states of {states.shape[-1]} numbers, this level was built above a map of {list(self.below_shape)}"
             )
         maps = states[..., : self.below_size].reshape(-1, *self.below_shape)
-        above: Tensor = self.layers(maps.contiguous(memory_format=torch.channels_last))
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        above: Tensor = self.kept(maps) + self.layers(maps)
         return above.reshape(*states.shape[:-1], -1)
 
 
