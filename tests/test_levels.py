@@ -38,6 +38,16 @@ def test_a_level_is_a_jepa_over_the_states_below() -> None:
     assert a2.abs().max() <= 1
 
 
+def test_a_level_begins_as_a_projection_of_each_place() -> None:
+    """s2 = W s before training, the rows of W orthonormal."""
+    states = torch.randn(3, 2, 4 * 5 * 6)
+    above = MapAbove((4, 5, 6), 3, hidden=8)
+    weight = above.kept.weight[..., 0, 0]
+    torch.testing.assert_close(weight @ weight.T, torch.eye(3), atol=1e-5, rtol=0)
+    maps = torch.einsum("ec,btchw->btehw", weight, states.unflatten(2, (4, 5, 6)))
+    torch.testing.assert_close(above(states), maps.flatten(2))
+
+
 def test_levels_stand_on_each_other() -> None:
     second = stacked()
     third = stacked(second, level(2, 2, 1, ABOVE))

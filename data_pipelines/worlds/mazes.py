@@ -19,7 +19,8 @@ class MazeLayouts:
     """Mazes of n x n cells whose passages are a random spanning tree; every fifth maze is held out.
 
     A maze is the tree of least weight over random weights of its passages. Which split it belongs to is a hash of its
-    passages, so that two numbers that draw the same maze are in the same split. Cells are numbered row by row.
+    passages, so that two numbers that draw the same maze are in the same split. Cells are numbered row by row. Walls are
+    as thick as corridors are wide, as in mazes whose walls are cells too.
 
     Args:
         cells: n.
@@ -28,8 +29,6 @@ class MazeLayouts:
     Raises:
         ValueError: if there is nothing to pass, or a cell would be too narrow for the agent.
     """
-
-    half_wall = 1.5
 
     def __init__(self, cells: int = 5, count: int = 8192) -> None:
         if not 2 <= cells <= 9 or count < 10:
@@ -41,6 +40,11 @@ class MazeLayouts:
     def side(self) -> float:
         """Of a cell, pixels, from the middle of one wall to that of the next."""
         return (HIGH - LOW - 1) / self.cells
+
+    @property
+    def half_wall(self) -> float:
+        """Half the thickness of a wall, pixels."""
+        return self.side / 4
 
     @property
     def pairs(self) -> Tensor:
