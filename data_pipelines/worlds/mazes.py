@@ -19,8 +19,8 @@ class MazeLayouts:
     """Mazes of n x n cells whose passages are a random spanning tree; every fifth maze is held out.
 
     A maze is the tree of least weight over random weights of its passages. Which split it belongs to is a hash of its
-    passages, so that two numbers that draw the same maze are in the same split. Cells are numbered row by row. Walls are
-    as thick as corridors are wide, as in mazes whose walls are cells too.
+    passages, so that two numbers that draw the same maze are in the same split. Cells are numbered row by row.
+    Walls are as thick as corridors are wide, as in mazes whose walls are cells too.
 
     Args:
         cells: n.

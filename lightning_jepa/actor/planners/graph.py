@@ -18,12 +18,11 @@ from lightning_jepa.types import Modulation, Plan
 
 
 class Barred(NamedTuple):
-    """What was taken for a way in B episodes, and all moves beside it: those whose two ends are nearer to its two ends
-    than half its length."""
+    """What was taken for a way in B episodes; moves are beside it if both ends are nearer to its ends than the radius."""
 
     start: Tensor  # in the metric space, [B, M]
     end: Tensor
-    radius: Tensor  # [B]; 0 in episodes without
+    radius: Tensor  # half its length, [B]; 0 in episodes without
 
     def beside(self, places: Tensor, end: Tensor) -> Tensor:
         """Which of places [B, N, M] are near to one of the two ends, [B, N]."""
@@ -80,8 +79,10 @@ class GraphCost:
     def _setbacks(self, points: Tensor) -> Tensor:
         """Of moves to points [B, S, M] from where the agents stand, in steps [B, S]."""
         steps = points.new_zeros(points.shape[:2])
-        for barred in self._barred if self._here is not None else ():
-            steps += self.setback * (barred.beside(self._here[:, None], barred.start) & barred.beside(points, barred.end))
+        if self._here is not None:
+            here = self._here[:, None]
+            for barred in self._barred:
+                steps += self.setback * (barred.beside(here, barred.start) & barred.beside(points, barred.end))
         return steps
 
     def _steps(self, points: Tensor) -> Tensor:
