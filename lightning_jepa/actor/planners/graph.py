@@ -18,7 +18,7 @@ from lightning_jepa.types import Modulation, Plan
 
 
 class Barred(NamedTuple):
-    """What was taken for a way in B episodes; moves are beside it if both ends are nearer to its ends than the radius."""
+    """What was taken for a way in B episodes; moves are beside it if both their ends are that near to its own."""
 
     start: Tensor  # in the metric space, [B, M]
     end: Tensor
