@@ -207,3 +207,22 @@ def test_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[5:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(5, 20)])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_the_encoder_may_settle_before_what_predicts() -> None:
+    """Its rate is at zero after that share of the steps, and those of all else are not."""
+    module = stage(settled=0.5)
+    module.trainer = SimpleNamespace(estimated_stepping_batches=20)
+    found = module.configure_optimizers()
+    encoder, others = found["optimizer"].param_groups
+    assert {id(weight) for weight in encoder["params"]} == {id(weight) for weight in module.jepa.encoder.parameters()}
+    assert len(encoder["params"]) + len(others["params"]) == len(list(module.parameters()))
+    rates = []
+    for _ in range(20):
+        rates.append((encoder["lr"], others["lr"]))
+        found["optimizer"].step()
+        found["lr_scheduler"]["scheduler"].step()
+    assert all(rate > 0 for rate, _ in rates[:10])
+    assert all(rate == pytest.approx(0) and other > 0 for rate, other in rates[10:])
+    with pytest.raises(ValueError, match=r"stage\.settled=0\.0"):
+        stage(settled=0.0)

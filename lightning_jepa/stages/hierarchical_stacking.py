@@ -6,7 +6,6 @@ Legend: B batch, T time, C H W image, D state below, A action, M macro-action, n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -37,7 +36,7 @@ class HierarchicalStacking(JEPAPretraining):
         joint: learning rate of all levels below, as a share of that of this one; 0 leaves them as they are. Their own
             loss is then a part of this one's, on the windows that come after the first `windows` ones.
         windows: levels of a batch that are this level's.
-        criteria, weights, optimizer, horizon, every, warm_up: see `JEPAPretraining`; of this level.
+        criteria, weights, optimizer, horizon, every, warm_up, settled: see `JEPAPretraining`; of this level.
         geometry: what makes a criterion of states and the steps between them of the level's `metric`; or none.
 
     Raises:
@@ -57,13 +56,14 @@ class HierarchicalStacking(JEPAPretraining):
         geometry: Callable[..., nn.Module] | None = None,
         joint: float = 0.0,
         windows: int = 1,
+        settled: float = 1.0,
     ) -> None:
         if not 0 <= joint <= 1 or windows < 1:
             raise ValueError(f"joint={joint}, windows={windows}: give a share between 0 and 1, and at least 1 level")
         below = previous.jepa
         base, lower = (below.base, below.above_base) if isinstance(below, HierarchicalJEPA) else (below, [])
         taught = None if geometry is None else geometry(metric=level.metric)
-        super().__init__(level.jepa, criteria, weights, optimizer, horizon, every, warm_up, taught)
+        super().__init__(level.jepa, criteria, weights, optimizer, horizon, every, warm_up, taught, settled=settled)
         self.jepa = HierarchicalJEPA(base, [*lower, level])
         self.joint, self.windows = joint, windows
         self.previous = previous.requires_grad_(joint > 0)
@@ -152,13 +152,13 @@ class HierarchicalStacking(JEPAPretraining):
         """One optimizer, one schedule; what is below learns more slowly, if at all."""
         below = {id(weight) for weight in self.previous.parameters()}
         own = [weight for weight in self.parameters() if id(weight) not in below]
-        groups: list[dict[str, Any]] = [{"params": own}]
+        groups = self._split(own)
         if self.joint:
             groups.append({"params": list(self.previous.parameters())})
         optimizer = self.optimizer(groups)  # type: ignore[arg-type]  # groups of parameters, which all of them take
-        for group in optimizer.param_groups[1:]:
+        for group in optimizer.param_groups[len(self._done) :]:
             group["lr"] *= self.joint
-        return rise_and_fall(optimizer, self.trainer, self.warm_up)
+        return rise_and_fall(optimizer, self.trainer, self.warm_up, self._done)
 
     def _standardise(self, mean: Tensor, std: Tensor) -> None:
         """Pictures are what the first level sees."""

@@ -40,6 +40,8 @@ class JEPAPretraining(L.LightningModule):
         horizon: H, steps of each free-running prediction.
         every: steps between the starts of two predictions.
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
+        settled: share of the steps after which the encoder stays as it is, and what predicts learns on: what is to be
+            predicted then no longer moves.
         geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E]
             that learns from predictions too if it is `imagined`; or none: distances of states.
         target: what makes a second branch of the encoder, which gets no gradient; none for one encoder.
@@ -47,7 +49,8 @@ class JEPAPretraining(L.LightningModule):
         views: makes pairs of pictures of the first level's windows of one; none for windows as they are.
 
     Raises:
-        ValueError: with the first batch, if the weights do not match the terms or the batch's levels do not fit.
+        ValueError: if a share is out of its range; with the first batch, if the weights do not match the terms or the
+            batch's levels do not fit.
     """
 
     cost = policy = None  # come with the stages above
@@ -66,13 +69,17 @@ class JEPAPretraining(L.LightningModule):
         target: Callable[[nn.Module], SlowEncoder] | None = None,
         context: int = 1,
         views: nn.Module | None = None,
+        settled: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < settled <= 1:
+            raise ValueError(f"stage.settled={settled}: give a share of the steps, above 0 and at most 1")
         self.jepa, self.geometry, self.views = jepa, geometry, views
         self.target = None if target is None else target(self._encoder)
         self.criteria = nn.ModuleDict(dict(criteria))
         self.weights, self.optimizer = dict(weights), optimizer
-        self.horizon, self.every, self.context, self.warm_up = horizon, every, context, warm_up
+        self.horizon, self.every, self.context = horizon, every, context
+        self.warm_up, self.settled = warm_up, settled
         self.spread = Spread(jepa.state_size)
         self.probe: LinearProbe | None = None  # named after the data's factors, which are known once fitting starts
 
@@ -223,5 +230,19 @@ class JEPAPretraining(L.LightningModule):
         self.log_dict(found, sync_dist=True)  # they are the same on all ranks already, which Lightning can't know
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer, one schedule."""
-        return rise_and_fall(self.optimizer(self.parameters()), self.trainer, self.warm_up)
+        """One optimizer, one schedule, in which the encoder may come to rest before all else."""
+        optimizer = self.optimizer(self._split(list(self.parameters())))  # type: ignore[arg-type]  # see _split
+        return rise_and_fall(optimizer, self.trainer, self.warm_up, self._done)
+
+    @property
+    def _done(self) -> tuple[float, ...]:
+        """When each group of `_split` comes to rest."""
+        return (1.0,) if self.settled == 1 else (self.settled, 1.0)
+
+    def _split(self, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """Groups of parameters, which all optimizers take: the encoder's and the others, or one of all."""
+        if self.settled == 1:
+            return [{"params": parameters}]
+        settling = {id(weight) for weight in self._encoder.parameters()}
+        first = [weight for weight in parameters if id(weight) in settling]
+        return [{"params": first}, {"params": [weight for weight in parameters if id(weight) not in settling]}]
