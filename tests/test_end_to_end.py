@@ -269,7 +269,7 @@ def test_a_critic_of_level_2_by_configuration_alone(tmp_path: Path) -> None:
     assert written is not None
     assert "critic_seconds" in results.load(written).cost
     stage = checkpoint.load_stage(tmp_path / "run" / "critic_seed_0" / checkpoint.LAST)
-    assert stage.critic.members[0].features.state_size == stage.jepa.level(2).jepa.state_size == 648
+    assert stage.critic.members[0].features.state_size == stage.jepa.level(2).jepa.state_size == 972
     with pytest.raises(ValueError, match=r"has a critic, and the planner does not ask it: set planner\.judged"):
         pipeline.pipeline(
             configuration(tmp_path, "run", *given, "resume=auto", "stages=[evaluate]", experiment="maze_tiny")
