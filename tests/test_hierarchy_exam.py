@@ -162,7 +162,7 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path, monkeypatch
     for level in ("level 1", "level 2"):
         assert errors[level] == pytest.approx(found[f"{level.replace(' ', '')}_error_8"])
         assert errors[f"{level}, actions of another walk"] > 2 * errors[level]
-        assert errors[f"{level}, staying"] > 1.5 * errors[level]  # it knows of no walls
+        assert errors[f"{level}, staying"] > 1.2 * errors[level]  # it knows of no walls, and these are thick
     assert written.tables["levels"]["level 2"]["agent_x"].value > 0.99
     assert written.tables["levels"]["level 2, random weights"]["agent_x"].value < 0.1
     for name in ("levels", "paths"):
