@@ -52,17 +52,17 @@ def test_temporal_contrast_teaches_metric_and_states() -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_the_metric_may_learn_from_what_is_imagined(shards: str, apart: bool) -> None:
-    """imagined = mean |v(s~) - v(s)|^2.
+    """imagined = mean |v(s~) - v(s)|^2, of the first states.
 
     It teaches the metric, and the predictor unless it is apart.
     """
-    geometry = TemporalContrast(MetricSpace(SIZE, size=3, hidden=8), apart, imagined=True)
+    geometry = TemporalContrast(MetricSpace(SIZE, size=3, hidden=8), apart, imagined=2)
     module = stage(geometry=geometry, weights={**WEIGHTS, "imagined": 1.0})
     nn.init.normal_(module.jepa.predictor.last.weight)
     batch = first_batch(shards)
     terms, states = module.terms(batch)
     predicted = module.jepa.predict(states[:, 0], batch[0].actions[:, :, 0])
-    expected = (geometry.metric(predicted) - geometry.metric(states[:, 1:])).square().sum(-1).mean()
+    expected = (geometry.metric(predicted[:, :2]) - geometry.metric(states[:, 1:3])).square().sum(-1).mean()
     assert torch.allclose(terms["imagined"], expected, rtol=1e-4)
     module.weighted(terms)
     terms["imagined"].backward()
@@ -81,6 +81,8 @@ def test_all_levels_teach_the_geometry(shards: str) -> None:
 def test_what_the_geometry_refuses() -> None:
     with pytest.raises(ValueError, match="windows of 2 states: a contrast over time needs at least 3"):
         TemporalContrast(nn.Identity())(torch.randn(2, 2, 3), 1)
+    with pytest.raises(ValueError, match="geometry.imagined=True: give a number"):
+        TemporalContrast(nn.Identity(), imagined=True)
 
 
 @pytest.mark.parametrize("apart", [False, True])

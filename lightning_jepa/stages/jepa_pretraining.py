@@ -43,7 +43,7 @@ class JEPAPretraining(L.LightningModule):
         settled: share of the steps after which the encoder stays as it is, and what predicts learns on: what is to be
             predicted then no longer moves.
         geometry: a criterion of states and the steps between them, with a `metric` from states [..., D] to [..., E]
-            that learns from predictions too if it is `imagined`; or none: distances of states.
+            that learns from predictions too if some are `imagined`; or none: distances of states.
         target: what makes a second branch of the encoder, which gets no gradient; none for one encoder.
         context: states that a prediction starts from.
         views: makes pairs of pictures of the first level's windows of one; none for windows as they are.

@@ -26,11 +26,17 @@ class TemporalContrast(nn.Module):
     Args:
         metric: v = metric(s), from states [..., D] to [..., E].
         apart: learn distances between states that others make; no gradient reaches these.
-        imagined: learn too that what is predicted is where what then comes is, see `misled`.
+        imagined: states of each prediction, the first ones, that teach that what is predicted is where what then comes
+            is, see `misled`; 0: none. Far ahead predictions may be uncertain, and then this term shrinks the metric.
+
+    Raises:
+        ValueError: if `imagined` is no number of states.
     """
 
-    def __init__(self, metric: nn.Module, apart: bool = False, imagined: bool = False) -> None:
+    def __init__(self, metric: nn.Module, apart: bool = False, imagined: int = 0) -> None:
         super().__init__()
+        if isinstance(imagined, bool) or imagined < 0:
+            raise ValueError(f"geometry.imagined={imagined}: give a number of predicted states, 0 for none")
         self.metric, self.apart, self.imagined = metric, apart, imagined
 
     def forward(self, states: Tensor, stride: int) -> dict[str, Tensor]:
@@ -53,7 +59,7 @@ class TemporalContrast(nn.Module):
         return {"contrast": (forth + back) / 2}
 
     def misled(self, predicted: Tensor, s_y: Tensor) -> Tensor:
-        """How far predicted states [..., D] lie from those that came, [..., D]: imagined = mean |v(s~) - v(s)|^2.
+        """How far predicted states [..., H, D] lie from those that came, [..., H, D]: imagined = mean |v(s~) - v(s)|^2.
 
         Planners compare what they imagine with what they imagine. Where predictions drift off what can be seen, a
         metric that has only seen states calls any two of them far apart. And a predictor learns what distances need:
@@ -64,5 +70,7 @@ class TemporalContrast(nn.Module):
         """
         if self.apart:
             predicted, s_y = predicted.detach(), s_y.detach()
+        few = slice(self.imagined)
+        predicted, s_y = predicted[..., few, :], s_y[..., few, :]
         off: Tensor = (self.metric(predicted).float() - self.metric(s_y).float()).square().sum(-1).mean()
         return off
