@@ -183,7 +183,7 @@ class CostBuilder(Protocol):
 
 
 @runtime_checkable
-class Disappointed(Protocol):
+class Correctable(Protocol):
     """A planner that learns where its plans fail, within a task."""
 
     def out_of_reach(self, s: Tensor, target: Tensor, where: Tensor) -> None:

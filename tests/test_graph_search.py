@@ -164,3 +164,19 @@ def test_of_the_places_that_a_move_passes_the_best_one_counts() -> None:
     edge = torch.tensor([[[1.0, 2], [1, 2]], [[1, 2], [3, 1]]])
     known = torch.tensor([[0.0], [torch.inf]])
     assert bellman(successor, edge, known, torch.ones_like(edge)).to_go[:, 0].tolist() == [0, 3]
+
+
+def test_what_was_no_way_costs_more_where_it_failed_alone() -> None:
+    """Edges beside a barred move cost a setback more, in that episode."""
+    cost = graph_search(SHORT()).build(HERE, Plane(), THERE, Generator().manual_seed(0))
+    before = cost.to_go.clone()
+    cost.bar(HERE, THERE, torch.tensor([True, False]))
+    assert (cost.to_go[0] >= before[0]).all()
+    assert (cost.to_go[0] > before[0]).any()
+    assert torch.equal(cost.to_go[1], before[1])
+    cost.stand(HERE)
+    ends = torch.stack([THERE, HERE], 1)[:, :, None]
+    setbacks = cost(ends, torch.zeros_like(ends), Modulation(THERE))[..., 0]
+    cost.stand(HERE + 100)
+    elsewhere = cost(ends, torch.zeros_like(ends), Modulation(THERE))[..., 0]
+    torch.testing.assert_close(setbacks - elsewhere, torch.tensor([[cost.setback, 0.0], [0.0, 0.0]]))

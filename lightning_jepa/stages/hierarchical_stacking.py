@@ -5,7 +5,8 @@ Legend: B batch, T time, C H W image, D state below, A action, M macro-action, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -49,7 +50,7 @@ class HierarchicalStacking(JEPAPretraining):
         level: Level,
         criteria: Mapping[str, nn.Module],
         weights: Mapping[str, float],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         horizon: int = 4,
         every: int = 2,
         warm_up: float = 0.05,
@@ -155,7 +156,7 @@ class HierarchicalStacking(JEPAPretraining):
         groups = self._split(own)
         if self.joint:
             groups.append({"params": list(self.previous.parameters())})
-        optimizer = self.optimizer(groups)  # type: ignore[arg-type]  # groups of parameters, which all of them take
+        optimizer = self.optimizer(groups)
         for group in optimizer.param_groups[len(self._done) :]:
             group["lr"] *= self.joint
         return rise_and_fall(optimizer, self.trainer, self.warm_up, self._done)

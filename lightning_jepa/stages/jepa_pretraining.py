@@ -5,7 +5,7 @@ Legend: B batch, T time, D state, A action, N starts, H horizon, E metric space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -36,7 +36,7 @@ class JEPAPretraining(L.LightningModule):
         jepa: encoder and predictor.
         criteria: name -> criterion, a module from an `Encoded` batch to terms.
         weights: term -> weight, exactly the terms that there are.
-        optimizer: from parameters to an optimizer.
+        optimizer: from groups of parameters to an optimizer.
         horizon: H, steps of each free-running prediction.
         every: steps between the starts of two predictions.
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
@@ -61,7 +61,7 @@ class JEPAPretraining(L.LightningModule):
         jepa: JEPA,
         criteria: Mapping[str, nn.Module],
         weights: Mapping[str, float],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         horizon: int = 8,
         every: int = 8,
         warm_up: float = 0.05,
@@ -231,7 +231,7 @@ class JEPAPretraining(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer, one schedule, in which the encoder may come to rest before all else."""
-        optimizer = self.optimizer(self._split(list(self.parameters())))  # type: ignore[arg-type]  # see _split
+        optimizer = self.optimizer(self._split(list(self.parameters())))
         return rise_and_fall(optimizer, self.trainer, self.warm_up, self._done)
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.protocols import Cost, Disappointed, LevelModel, Planner
+from lightning_jepa.protocols import Correctable, Cost, LevelModel, Planner
 from lightning_jepa.types import Modulation, Plan
 
 
@@ -40,7 +40,7 @@ class Floor:
             off = self._off()
             self.due = late | (off < (1 - self.reached) * self._way)
             failed = late & (off > (1 - self.reached / 2) * self._way)  # else it is on its way
-            if isinstance(self.planner, Disappointed) and failed.any():
+            if isinstance(self.planner, Correctable) and failed.any():
                 self.planner.out_of_reach(s, self.subgoal(), failed)
         return self.due
 
