@@ -190,6 +190,26 @@ class Correctable(Protocol):
         """What it planned from s [B, D] did not lead to a target [B, D] in the episodes `where`, bool [B]."""
         ...
 
+    def planned(self, s: Tensor, where: Tensor) -> None:
+        """The plan that it has just made is the one that agents at s [B, D] follow in the episodes `where`, [B]."""
+        ...
+
+
+@runtime_checkable
+class Scouting(Protocol):
+    """A planner of a level that looks around with the model of the level below before it plans."""
+
+    def scout(
+        self,
+        s: Tensor,
+        goal: Tensor,
+        below: WorldModel,
+        lift: Callable[[Tensor], Tensor],
+        generator: Generator | None = None,
+    ) -> None:
+        """From s [B, D] and goals [B, D] of the level below, whose states [B, T, D] `lift` takes to this level's."""
+        ...
+
 
 class World(Protocol):
     """B episodes of a simulated world, stepped and rendered at once."""

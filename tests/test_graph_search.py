@@ -9,8 +9,9 @@ import torch
 from plane import GOALS, MAKE, SPACE, STARTS, Plane, plan
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.actor.planners.explorer import Explorer, bellman, farthest
+from lightning_jepa.actor.planners.explorer import Explorer, bellman
 from lightning_jepa.actor.planners.graph import GraphSearch
+from lightning_jepa.actor.planners.scouts import Scouts, farthest
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.protocols import Planner
 from lightning_jepa.types import Modulation
@@ -32,7 +33,7 @@ EXPLORER = {
 def graph_search(
     planner: Planner, metric: nn.Module | None = None, reach: float = 0.3, memory_mb: float = 256.0, **numbers: float
 ) -> GraphSearch:
-    return GraphSearch(planner, partial(Explorer, **{**EXPLORER, **numbers}), metric, reach, memory_mb)
+    return GraphSearch(planner, partial(Explorer, **{**EXPLORER, **numbers}), metric, reach, memory_mb=memory_mb)
 
 
 HERE, THERE = torch.tensor([[-3.0, -2.0], [-2.0, 0.0]]), torch.tensor([[3.0, -2.0], [4.0, 0.0]])
@@ -180,3 +181,51 @@ def test_what_was_no_way_costs_more_where_it_failed_alone() -> None:
     cost.stand(HERE + 100)
     elsewhere = cost(ends, torch.zeros_like(ends), Modulation(THERE))[..., 0]
     torch.testing.assert_close(setbacks - elsewhere, torch.tensor([[cost.setback, 0.0], [0.0, 0.0]]))
+
+
+def test_what_is_nearer_than_nodes_are_to_each_other_was_reached() -> None:
+    """Imagined states lie about as far off what is seen: no way of that length is held against an edge."""
+    cost = graph_search(SHORT()).build(HERE, Plane(), THERE, Generator().manual_seed(0))
+    before = cost.to_go.clone()
+    step = cost.graph.spacing[:, None] * torch.tensor([1.0, 0.0])
+    cost.bar(HERE, HERE + 0.9 * step, torch.tensor([True, True]))
+    assert torch.equal(cost.to_go, before)
+    cost.bar(HERE, HERE + 3 * step, torch.tensor([True, True]))
+    assert not torch.equal(cost.to_go, before)
+
+
+def test_where_no_move_leads_on_the_best_edges_cost_more() -> None:
+    """In that episode alone, and not where the goal is near."""
+    cost = graph_search(SHORT()).build(HERE, Plane(), THERE, Generator().manual_seed(0))
+    before = cost.to_go.clone()
+    cost.stuck(HERE, THERE, torch.tensor([True, True]))
+    assert torch.equal(cost.to_go, before)  # the plan leads on
+    cost.stuck(THERE, THERE, torch.tensor([True, True]))
+    assert torch.equal(cost.to_go, before)  # there is nothing to reach
+    cost.stuck(HERE, HERE, torch.tensor([True, False]))
+    here = (cost.graph.places - HERE[:, None]).norm(dim=-1).argmin(1)
+    assert float(cost.to_go[0, here[0]] - before[0, here[0]]) > 0.9
+    assert torch.equal(cost.to_go[1], before[1])
+
+
+def test_scouts_need_a_level_below() -> None:
+    planner = GraphSearch(
+        SHORT(),
+        partial(Explorer, **EXPLORER),
+        None,
+        scouts=Scouts(rounds=1, origins=16, walks=8, walk_steps=4, kept=12, **SPACE),
+    )
+    with pytest.raises(ValueError, match="scouts walk on the level below"):
+        planner.build(HERE, Plane(), THERE)
+
+
+@pytest.mark.parametrize("typical", [0.0, 1.0])
+def test_a_step_is_a_quantile_of_the_moves(typical: float) -> None:
+    with pytest.raises(ValueError, match=f"planner.typical={typical}: give a quantile between 0 and 1"):
+        graph_search(SHORT(), typical=typical)
+    found = [
+        graph_search(SHORT(), typical=share).build(HERE, Plane(wall=True), THERE, Generator().manual_seed(0)).graph.unit
+        for share in (0.3, 0.9)
+    ]
+    assert (found[0] < found[1]).all()
+    torch.testing.assert_close(found[1], torch.ones(2), atol=0.05, rtol=0.0)  # moves are at full speed

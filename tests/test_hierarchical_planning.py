@@ -16,6 +16,7 @@ from lightning_jepa.actor.planners.graph import GraphSearch
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.actor.planners.mppi import MPPI
 from lightning_jepa.actor.planners.reactive import Reactive
+from lightning_jepa.actor.planners.scouts import Scouts
 from lightning_jepa.actor.planners.tree import TreeSearch
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.subgoal import SubgoalEnergy
@@ -95,10 +96,18 @@ def searching_a_graph(metric: nn.Module) -> GraphSearch:
     return GraphSearch(low, explorer, metric)
 
 
+def sending_scouts(metric: nn.Module) -> GraphSearch:
+    """The same, among states that the level below has found."""
+    made = searching_a_graph(metric)
+    made.scouts = Scouts(rounds=4, origins=32, walks=4, walk_steps=16, kept=12, **SPACE)
+    return made
+
+
 ABOVE: dict[str, Any] = {
     "cem": CEM(samples=512, iterations=4, elites=24, horizon=5, **SPACE),
     "mppi": MPPI(samples=512, iterations=6, horizon=5, **SPACE),
     "graph": searching_a_graph,
+    "scouted graph": sending_scouts,
 }
 
 

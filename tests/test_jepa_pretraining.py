@@ -51,18 +51,22 @@ def test_temporal_contrast_teaches_metric_and_states() -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_the_metric_may_learn_from_what_is_imagined(shards: str, apart: bool) -> None:
-    """imagined = mean |v(s~) - v(s)|^2, of the first states.
+@pytest.mark.parametrize("horizon", [4, 1], ids=["within", "beyond"])
+def test_the_metric_may_learn_from_what_is_imagined(shards: str, apart: bool, horizon: int) -> None:
+    """imagined = mean |v(s~) - v(s)|^2, of the first states, or of predictions longer than those that are minimised.
 
     It teaches the metric, and the predictor unless it is apart.
     """
     geometry = TemporalContrast(MetricSpace(SIZE, size=3, hidden=8), apart, imagined=2)
-    module = stage(geometry=geometry, weights={**WEIGHTS, "imagined": 1.0})
+    module = stage(geometry=geometry, weights={**WEIGHTS, "imagined": 1.0}, horizon=horizon)
     nn.init.normal_(module.jepa.predictor.last.weight)
     batch = first_batch(shards)
     terms, states = module.terms(batch)
-    predicted = module.jepa.predict(states[:, 0], batch[0].actions[:, :, 0])
-    expected = (geometry.metric(predicted[:, :2]) - geometry.metric(states[:, 1:3])).square().sum(-1).mean()
+    off = []
+    for begin in [0] if horizon > 2 else [0, 2]:
+        predicted = module.jepa.predict(states[:, begin], batch[0].actions[:, begin : begin + 2, 0])
+        off.append(geometry.metric(predicted) - geometry.metric(states[:, begin + 1 : begin + 3]))
+    expected = torch.stack(off).square().sum(-1).mean()
     assert torch.allclose(terms["imagined"], expected, rtol=1e-4)
     module.weighted(terms)
     terms["imagined"].backward()

@@ -125,7 +125,16 @@ class HierarchicalStacking(JEPAPretraining):
         return window.actions.shape[2] // self.hierarchy.stride(self.hierarchy.depth)
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
-        """The weighted sum of all terms of this level, and of those below where they learn too."""
+        """The weighted sum of all terms of this level, and of those below where they learn too.
+
+        Raises:
+            ValueError: if there are windows that nobody reads.
+        """
+        if len(batch) > self.windows and not self.joint:
+            raise ValueError(
+                f"data.levels has {len(batch)} levels of windows, stage.windows={self.windows} of which are read: set "
+                "it to their number; the others would be for the levels below, which do not learn (joint=0)"
+            )
         loss = super().training_step(batch, batch_idx)
         chunks = self.hierarchy.chunks(self._blocks(batch[0]), self.hierarchy.depth)
         self.level.remember(chunks[:, 0])

@@ -132,8 +132,15 @@ class JEPAPretraining(L.LightningModule):
             found = [geometry(s, self.apart(window)) for s, window in zip(encoded, windows, strict=True)]
             terms |= {name: torch.stack([level[name] for level in found]).mean() for name in found[0]}
             if geometry.imagined:
-                terms["imagined"] = geometry.misled(batch.predicted, batch.s_y)
+                terms["imagined"] = geometry.misled(*self._deep(batch, states, actions, geometry.imagined))
         return terms, states
+
+    def _deep(self, batch: Encoded, states: Tensor, actions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Predictions of so many steps at least, and what came: those that training minimises, or longer ones."""
+        if steps <= self.horizon:
+            return batch.predicted, batch.s_y
+        predicted, _ = self.model.predictions(states, actions, states, steps, steps, self.context)
+        return predicted[..., : self.model.external_size], following(batch.states, steps, steps, self.context)
 
     def acted(self, window: Window) -> Tensor:
         """What was done between successive states, [B, T - 1, A].

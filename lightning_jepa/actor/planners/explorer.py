@@ -13,14 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_jepa.actor.planners.shooting import check_colour, check_counts, check_positive, coloured_noise, pick
+from lightning_jepa.actor.planners.scouts import Scouts, farthest, full_speed, imagined
+from lightning_jepa.actor.planners.shooting import check_colour, check_counts, check_positive, pick
 from lightning_jepa.protocols import WorldModel
 
 Energies = Callable[[Tensor, Tensor], Tensor]  # states [B, K, L, D], actions [B, K, L, A] -> [B, K, L, E]
 
 
 class Graph(NamedTuple):
-    """What was imagined of B episodes. The first node is the goal, the second the start."""
+    """What was imagined of B episodes. The first node is the goal."""
 
     nodes: Tensor  # states [B, N, D]
     places: Tensor  # the same in the metric space, [B, N, M]
@@ -51,7 +52,7 @@ class Explorer:
         origins: states from which walks start in each round.
         walks: random walks from each of them.
         walk_steps: steps in each.
-        nodes: nodes of the graph, the goal and the start included.
+        nodes: nodes of the graph, the goal included.
         branches: straight moves tried from each node.
         branch_steps: steps in each; so many should lead further than to the next node.
         action_size: numbers in an action.
@@ -59,6 +60,7 @@ class Explorer:
         colour: temporal correlation of the walks, see `coloured_noise`.
         slowest: share of the bound that a move has at least; 1: all are at full speed. Where one move leads past many
             nodes, as macro-actions do, moves of one length hardly ever end next to a node twice, and no way is found.
+        typical: quantile of the lengths of moves that counts as one step; above the median where walls stop most.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -78,6 +80,7 @@ class Explorer:
         action_bound: float,
         colour: float = 2.0,
         slowest: float = 1.0,
+        typical: float = 0.5,
     ) -> None:
         check_counts(rounds=rounds, origins=origins, walks=walks, walk_steps=walk_steps, nodes=nodes)
         check_counts(branches=branches, branch_steps=branch_steps, action_size=action_size)
@@ -85,6 +88,8 @@ class Explorer:
         check_colour(colour)
         if not 0 <= slowest <= 1:
             raise ValueError(f"planner.slowest={slowest}: give a share between 0 and 1")
+        if not 0 < typical < 1:
+            raise ValueError(f"planner.typical={typical}: give a quantile between 0 and 1")
         if branches < 2:
             raise ValueError(f"planner.branches={branches}: expected 2 or more, a way needs two moves that lead there")
         found = origins * walks * walk_steps
@@ -94,22 +99,29 @@ class Explorer:
                 f"and at most origins * walks * walk_steps = {found}, the states that a round imagines"
             )
         self.metric = metric if metric is not None else nn.Identity()
-        self.rounds, self.origins, self.walks, self.walk_steps = rounds, origins, walks, walk_steps
+        self.walks = Scouts(
+            rounds, origins, walks, walk_steps, math.ceil(nodes / origins), action_size, action_bound, colour
+        )
         self.nodes, self.branches, self.branch_steps = nodes, branches, branch_steps
         self.action_size, self.action_bound = action_size, action_bound
-        self.colour, self.slowest = colour, slowest
+        self.colour, self.slowest, self.typical = colour, slowest, typical
 
     @property
     def evaluations(self) -> int:
         """Model steps spent on the graph of one episode."""
-        walked = self.rounds * self.origins * self.walks * self.walk_steps
-        return walked + self.nodes * self.branches * self.branch_steps
+        return self.walks.evaluations + self.moves
+
+    @property
+    def moves(self) -> int:
+        """Those spent on moves alone, where others found the states."""
+        return self.nodes * self.branches * self.branch_steps
 
     @property
     def settings(self) -> list[float]:
         """All its numbers: explorers with the same find the same."""
-        walks = [self.rounds, self.origins, self.walks, self.walk_steps, self.colour]
-        moves = [self.branches, self.branch_steps, self.action_size, self.action_bound, self.slowest]
+        own = self.walks
+        walks = [own.rounds, own.origins, own.walks, own.walk_steps, self.colour]
+        moves = [self.branches, self.branch_steps, self.action_size, self.action_bound, self.slowest, self.typical]
         return [*walks, self.nodes, *moves]
 
     @torch.no_grad()
@@ -120,24 +132,37 @@ class Explorer:
         world_model: WorldModel,
         generator: Generator | None = None,
         energies: Energies | None = None,
+        found: Tensor | None = None,
     ) -> Graph:
-        """The graph of episodes that stand at s [B, D] and have goals [B, D]; `energies` are kept of all moves."""
-        pool = self._pool(s, goal, world_model, generator)
-        chosen, spacing = farthest(self.metric(pool).float(), self.nodes)
+        """The graph of episodes that stand at s [B, D] and have goals [B, D].
+
+        Args:
+            s: where the agents stand.
+            goal: where they want to be.
+            world_model: imagines walks and moves.
+            generator: of both.
+            energies: what is to be kept of all moves.
+            found: states that can be reached, [B, P, D], goal and start first, from which nodes are chosen in the place
+                of walks of its own.
+        """
+        if found is None:
+            found = self.walks.spread(torch.stack([goal, s], 1), world_model, self._placed, generator)
+        pool = found
+        chosen, spacing = farthest(self._placed(pool), self.nodes)
         nodes = pick(pool, chosen)
         moves = self._directions(generator, s)[:, :, None].expand(-1, -1, self.branch_steps, -1)
-        places = self.metric(nodes).float()  # distances need full precision
-        found, passing = [], []
+        places = self._placed(nodes)
+        edges, passing = [], []
         for node, place, move in zip(nodes.unbind(1), places.unbind(1), moves, strict=True):
-            states = self._imagine(world_model, node, move)
+            states = imagined(world_model, node, move)
             passed = self.metric(states).float().flatten(1, 2)
             moved = (passed - place[:, None]).norm(dim=-1)
-            found.append((*torch.cdist(passed, places).min(-1), moved))
+            edges.append((*torch.cdist(passed, places).min(-1), moved))
             if energies is not None:
                 passing.append(energies(states, move.expand(len(node), -1, -1, -1)))
-        off, successor, moved = (torch.cat(part, 1) for part in zip(*found, strict=True))
+        off, successor, moved = (torch.cat(part, 1) for part in zip(*edges, strict=True))
         steps = torch.arange(1, self.branch_steps + 1, device=s.device).repeat(self.nodes * self.branches)
-        unit = (moved / steps).median(1).values.clamp_min(1e-9)
+        unit = (moved / steps).quantile(self.typical, dim=1, interpolation="lower").clamp_min(1e-9)  # .5: the median
         shape = (len(s), self.nodes, self.branches, self.branch_steps)
         return Graph(
             nodes,
@@ -150,61 +175,21 @@ class Explorer:
             spacing,
         )
 
-    def _pool(self, s: Tensor, goal: Tensor, world_model: WorldModel, generator: Generator | None) -> Tensor:
-        """States [B, P, D] that can be reached from s or the goal, which are the first two."""
-        pool = torch.stack([goal, s], 1)
-        kept = math.ceil(self.nodes / self.origins)  # of the states found from one origin; all would need much memory
-        for _ in range(self.rounds):
-            if pool.shape[1] < self.origins:
-                origins = pool[:, torch.arange(self.origins, device=pool.device) % pool.shape[1]]
-            else:
-                origins = pick(pool, farthest(self.metric(pool).float(), self.origins)[0])
-            walks = self._full_speed(self.origins * self.walks, self.walk_steps, generator, s)
-            found = [pool]
-            for origin, actions in zip(origins.unbind(1), walks.split(self.walks), strict=True):
-                some = torch.randperm(self.walks * self.walk_steps, generator=generator)[:kept].to(s.device)
-                found.append(self._imagine(world_model, origin, actions).flatten(1, 2)[:, some])
-            pool = torch.cat(found, 1)
-        return pool
-
-    def _imagine(self, world_model: WorldModel, s: Tensor, actions: Tensor) -> Tensor:
-        """From s [B, D] by the same actions [S, L, A] in every episode: [B, S, L, D]."""
-        with torch.inference_mode():
-            return world_model.rollout(s, actions.expand(len(s), -1, -1, -1))
+    def _placed(self, states: Tensor) -> Tensor:
+        """Where states [B, P, D] are, [B, P, M]; distances need full precision."""
+        places: Tensor = self.metric(states).float()
+        return places
 
     def _directions(self, generator: Generator | None, like: Tensor) -> Tensor:
         """Actions [N, K, A] from each node; of eight times as many, those that lead furthest apart, and their speed."""
-        drawn = self._full_speed(self.nodes * 8 * self.branches, 1, generator, like)
+        count = self.nodes * 8 * self.branches
+        drawn = full_speed(count, 1, self.action_size, self.action_bound, self.colour, generator).to(like)
         drawn = drawn.view(self.nodes, 8 * self.branches, -1)
         moves = pick(drawn, farthest(drawn, self.branches)[0])
         if self.slowest == 1:
             return moves
         share = torch.rand(*moves.shape[:-1], 1, generator=generator).to(moves)
         return moves * (self.slowest + (1 - self.slowest) * share)
-
-    def _full_speed(self, sequences: int, steps: int, generator: Generator | None, like: Tensor) -> Tensor:
-        """Random action sequences [sequences, steps, A] whose actions all have the largest norm."""
-        noise = coloured_noise(sequences, steps, self.action_size, self.colour, generator, like)
-        return noise / noise.norm(dim=-1, keepdim=True).clamp_min(1e-9) * self.action_bound
-
-
-def farthest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Greedily choose points that are far apart, the first one first.
-
-    Args:
-        points: [B, P, M].
-        count: how many.
-
-    Returns:
-        their indices [B, N], and the largest distance [B] of any point from those chosen.
-    """
-    rows = torch.arange(len(points), device=points.device)
-    chosen = torch.zeros(len(points), count, dtype=torch.long, device=points.device)
-    nearest = (points - points[:, :1]).norm(dim=-1)
-    for i in range(1, count):
-        chosen[:, i] = nearest.argmax(1)
-        nearest = torch.minimum(nearest, (points - points[rows, chosen[:, i]][:, None]).norm(dim=-1))
-    return chosen, nearest.amax(1)
 
 
 class Solution(NamedTuple):
@@ -214,7 +199,7 @@ class Solution(NamedTuple):
     moves: Tensor  # uint8 [N, G, 2]: the best and the second best move from each node
 
 
-def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor) -> Solution:
+def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor, doubt: float = torch.inf) -> Solution:
     """Bellman's equation by relaxation, V(i) = min(known(i), second least over k of min_l edge(i, k, l) + factor V(j)).
 
     The second least, so that a way needs two moves that lead there: a model that leaks through a wall in one push of a
@@ -225,6 +210,7 @@ def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor) -> S
         edge: what it costs to get there, [N, K, L].
         known: what V is at most, [N, G]: of nodes that are at the goal, or where the agent could stay; else infinite.
         factor: what the cost from there on counts, [N, K, L]: the discount to the power of the steps.
+        doubt: what it costs more to trust the least alone; infinite: it never is.
     """
 
     def by(to_go: Tensor) -> Iterator[Tensor]:
@@ -240,7 +226,7 @@ def bellman(successor: Tensor, edge: Tensor, known: Tensor, factor: Tensor) -> S
         for move in moves:
             second = torch.minimum(second, torch.maximum(least, move))
             least = torch.minimum(least, move)
-        shorter = torch.minimum(to_go, second)
+        shorter = torch.minimum(to_go, torch.minimum(second, least + doubt))
         if torch.equal(shorter, to_go):
             break
         to_go = shorter

@@ -12,9 +12,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lightning_jepa.actor.planners.explorer import Explorer, Graph, bellman
+from lightning_jepa.actor.planners.scouts import Scouts
 from lightning_jepa.actor.planners.shooting import check_positive
 from lightning_jepa.protocols import Cost, Planner, WorldModel
 from lightning_jepa.types import Modulation, Plan
+
+HEADWAY, FAR = 0.5, 2.0  # steps: a plan that brings less is none, but for who is nearer to the goal
 
 
 class Barred(NamedTuple):
@@ -34,7 +37,9 @@ class GraphCost:
 
     Only nodes about as near as the nearest one count, because a long distance in the metric says nothing about walls.
 
-    What turns out to be no way is remembered: each time, the edges beside it cost a setback more.
+    What turns out to be no way is remembered: each time, the edges beside it cost a setback more. So do, where no move
+    is imagined to lead on, the edges that were thought to (the real state says otherwise; as in learning real-time A*,
+    Korf 1990).
 
     Args:
         graph: of B episodes; its first node is the goal.
@@ -42,11 +47,15 @@ class GraphCost:
         reach: nodes count up to this share of their spacing beyond the nearest one. Where it is as wide as a wall is
             thick, the cost leaks through.
         setback: steps.
+        doubt: steps, see `bellman`.
         memory_mb: bound on the distances held at once.
     """
 
-    def __init__(self, graph: Graph, metric: nn.Module, reach: float, setback: float, memory_mb: float) -> None:
-        self.graph, self.metric, self.setback, self.memory_mb = graph, metric, setback, memory_mb
+    def __init__(
+        self, graph: Graph, metric: nn.Module, reach: float, setback: float, doubt: float, memory_mb: float
+    ) -> None:
+        self.graph, self.metric, self.memory_mb = graph, metric, memory_mb
+        self.setback, self.doubt = setback, doubt
         self.reach = reach * graph.spacing  # metric distance, [B]
         self._edge = graph.steps
         self._barred: list[Barred] = []
@@ -67,13 +76,33 @@ class GraphCost:
         self._here = self.metric(s).float()
 
     def bar(self, s: Tensor, target: Tensor, where: Tensor) -> None:
-        """In the episodes `where`, [B], there was no way from s [B, D] to a target [B, D]."""
+        """In the episodes `where`, [B], there was no way from s [B, D] to a target [B, D].
+
+        What is left of the way has to be longer than the nodes' spacing: imagined states lie that far off what is seen.
+        """
         start, end = self.metric(s).float(), self.metric(target).float()
-        barred = Barred(start, end, (start - end).norm(dim=-1).masked_fill(~where, 0.0) / 2)
+        length = (start - end).norm(dim=-1)
+        barred = Barred(start, end, length.masked_fill(~where | (length < self.graph.spacing), 0.0) / 2)
         self._barred.append(barred)
         places, successor = self.graph.places, self.graph.successor.flatten(1)
         starts, ends = barred.beside(places, start), barred.beside(places, end).gather(1, successor)
-        self._edge = self._edge + self.setback * (starts[:, :, None, None] & ends.view_as(self._edge))
+        self._hold_against(starts[:, :, None, None] & ends.view_as(self._edge))
+
+    def stuck(self, s: Tensor, ahead: Tensor, where: Tensor) -> None:
+        """In the episodes `where`, [B], the best plan from s [B, D] leads to states [B, D], which may not lead on."""
+        zero = Modulation(s)
+        here, there = (self(states[:, None, None], states, zero)[:, 0, 0] for states in (s, ahead))
+        where = where & (here > FAR) & (here - there < HEADWAY)
+        if not where.any():
+            return
+        beside = (self.graph.places - self.metric(s).float()[:, None]).norm(dim=-1) < self.graph.spacing[:, None]
+        value = self._edge + self.to_go.gather(1, self.graph.successor.flatten(1)).view_as(self._edge)
+        best = value < self.to_go[:, :, None, None] + 1
+        self._hold_against((beside & where[:, None])[:, :, None, None] & best)
+
+    def _hold_against(self, edges: Tensor) -> None:
+        """Edges [B, N, K, L] cost a setback more."""
+        self._edge = self._edge + self.setback * edges
         self.to_go = self._solved()
 
     def _setbacks(self, points: Tensor) -> Tensor:
@@ -100,7 +129,7 @@ class GraphCost:
         parts = straight.shape[1] * torch.arange(len(straight), device=straight.device)
         successor = (graph.successor + parts[:, None, None, None]).flatten(0, 1)
         edge = self._edge.flatten(0, 1)
-        to_go = bellman(successor, edge, at_goal.view(-1, 1), torch.ones_like(edge)).to_go.view_as(at_goal)
+        to_go = bellman(successor, edge, at_goal.view(-1, 1), torch.ones_like(edge), self.doubt).to_go.view_as(at_goal)
         # Where no way to the goal was imagined, the straight one is the best guess, and worse than any that was.
         worst = to_go.masked_fill(to_go.isinf(), 0).amax(1, keepdim=True)
         return torch.where(to_go.isinf(), worst + steps, to_go)
@@ -114,13 +143,18 @@ class GraphSearch:
 
     The graph is built anew when `modulation.goal` is another tensor than in the call before (one per episode).
 
+    In a hierarchy, `scouts` may imagine with the level below which states there are: its steps are short, its states
+    drift less, and a state of this level that no walk of this level had to reach is one that encoded states lie near.
+
     Args:
         planner: searches under the graph's cost; a short horizon is enough.
         explorer: makes the graph; or what makes one of a `metric`.
         metric: from states [..., D] to a space [..., M] in which neighbours are told by distance; states if None.
         reach: nodes count for a state up to this share of the nodes' spacing beyond the nearest one.
         setback: steps that edges beside one cost more, each time that it is found to be no way, see `out_of_reach`.
+        doubt: steps that a way costs more where one move alone leads on, unconfirmed by a second; None: it is none.
         memory_mb: bound on the distances from nodes held at once while planning.
+        scouts: walk on the level below, in the place of the explorer's own walks; None: these.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -133,11 +167,16 @@ class GraphSearch:
         metric: nn.Module | None,
         reach: float = 0.3,
         setback: float = 10.0,
+        doubt: float | None = None,
         memory_mb: float = 256.0,
+        scouts: Scouts | None = None,
     ) -> None:
         check_positive(reach=reach, setback=setback, memory_mb=memory_mb)
         self.planner, self.explorer = planner, explorer(metric=metric)
-        self.reach, self.setback, self.memory_mb = reach, setback, memory_mb
+        self.reach, self.setback, self.memory_mb, self.scouts = reach, setback, memory_mb, scouts
+        self.doubt = torch.inf if doubt is None else doubt
+        self._found: Tensor | None = None
+        self._ahead: Tensor | None = None
         self._goal: Tensor | None = None
         self._cost: GraphCost | None = None
 
@@ -165,9 +204,10 @@ class GraphSearch:
         spent = 0
         if self._cost is None or self._goal is not modulation.goal:
             self._cost = self.build(s, world_model, modulation.goal, generator)
-            self._goal, spent = modulation.goal, self.explorer.evaluations
+            self._goal, spent = modulation.goal, self.evaluations
         self._cost.stand(s)
         plan = self.planner.plan(s, world_model, self._cost, modulation, start, generator)
+        self._ahead = plan.states[:, 0]
         return Plan(plan.actions, plan.states, plan.cost, plan.evaluations + spent)
 
     @torch.no_grad()
@@ -177,7 +217,46 @@ class GraphSearch:
             self._cost.bar(s, target, where)
 
     @torch.no_grad()
+    def planned(self, s: Tensor, where: Tensor) -> None:
+        """What was planned last is what agents at s [B, D] follow in the episodes `where`, [B], and may not lead on."""
+        if self._cost is not None and self._ahead is not None:
+            self._cost.stuck(s, self._ahead, where)
+
+    @property
+    def evaluations(self) -> int:
+        """Model steps spent on the graph of one episode, those of the level below too."""
+        return self.explorer.evaluations if self.scouts is None else self.scouts.evaluations + self.explorer.moves
+
+    @torch.no_grad()
+    def scout(
+        self,
+        s: Tensor,
+        goal: Tensor,
+        below: WorldModel,
+        lift: Callable[[Tensor], Tensor],
+        generator: Generator | None = None,
+    ) -> None:
+        """See `protocols.Scouting`; without scouts the graph is made of this level's walks."""
+        if self.scouts is not None:
+
+            def placed(states: Tensor) -> Tensor:
+                points: Tensor = self.explorer.metric(lift(states)).float()
+                return points
+
+            self._found = lift(self.scouts.spread(torch.stack([goal, s], 1), below, placed, generator))
+
+    @torch.no_grad()
     def build(self, s: Tensor, world_model: WorldModel, goal: Tensor, generator: Generator | None = None) -> GraphCost:
-        """The graph's cost for episodes that stand at s [B, D] and have goals [B, D]."""
-        graph = self.explorer.explore(s, goal, world_model, generator)
-        return GraphCost(graph, self.explorer.metric, self.reach, self.setback, self.memory_mb)
+        """The graph's cost for episodes that stand at s [B, D] and have goals [B, D].
+
+        Raises:
+            ValueError: if it has scouts and none were sent out.
+        """
+        if self.scouts is not None and self._found is None:
+            raise ValueError(
+                "this planner's scouts walk on the level below: give it to a level of a hierarchical planner, or set "
+                "its scouts to null"
+            )
+        graph = self.explorer.explore(s, goal, world_model, generator, found=self._found)
+        self._found = None
+        return GraphCost(graph, self.explorer.metric, self.reach, self.setback, self.doubt, self.memory_mb)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from lightning_jepa.actor.planners.floor import Floor, either, share_of
 from lightning_jepa.actor.planners.shooting import check_counts, check_positive
 from lightning_jepa.actor.planners.tree import TreeSearch
-from lightning_jepa.protocols import Cost, CostBuilder, Hierarchy, Planner
+from lightning_jepa.protocols import Cost, CostBuilder, Hierarchy, Planner, Scouting, WorldModel
 from lightning_jepa.types import Modulation, Plan
 
 
@@ -112,10 +112,11 @@ class HierarchicalPlanner:
         Raises:
             ValueError: if the world model has fewer levels than there are planners.
         """
+        luck = self._luck(generator)
         if self._task is not modulation.goal:
             self._task = modulation.goal
             self._floors = self._begin(world_model, modulation.goal)
-        luck = self._luck(generator)
+            self._look_around(s, modulation.goal, world_model, luck)
         here, due, spent = s, torch.ones(len(s), dtype=torch.bool, device=s.device), 0
         for floor in self._floors:
             here = floor.model.encode(here[:, None])[:, 0]
@@ -182,6 +183,15 @@ class HierarchicalPlanner:
                 )
             floors.append(Floor(model, planner, goal, self.hold, self.reached))
         return floors
+
+    def _look_around(self, s: Tensor, goal: Tensor, world_model: Hierarchy, luck: list[Generator | None]) -> None:
+        """Let planners of levels above the first scout with the level below."""
+        below: WorldModel = world_model
+        for floor, chance in zip(self._floors, luck[1:], strict=True):
+            model = floor.model
+            if isinstance(floor.planner, Scouting):
+                floor.planner.scout(s, goal, below, model.encode, chance)
+            s, goal, below = model.encode(s[:, None])[:, 0], floor.goal, model
 
     def _proposed(self, level: int) -> Tensor | None:
         """What Mode-1 would do to reach the subgoal of a level, [B, n, A]; none if nobody has learned that."""
