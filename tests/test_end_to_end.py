@@ -230,7 +230,9 @@ def test_a_critic_of_pain_from_a_world_to_its_results(tmp_path: Path) -> None:
 def test_levels_stack_by_configuration_alone(tmp_path: Path) -> None:
     """The experiment `maze` at its smallest, with a third level; then another level 3 on the level 2 that is there."""
     tiny = {"experiment": "maze_tiny"}
-    written = pipeline.pipeline(configuration(tmp_path, "run", "tracking=none", **tiny))
+    few = ("scouts.rounds=1", "explorer.origins=4", "explorer.nodes=16", "explorer.branches=4")
+    above = [f"planner.planners.level2.{number}" for number in few]
+    written = pipeline.pipeline(configuration(tmp_path, "run", "tracking=none", *above, **tiny))
     assert written is not None
     found = results.load(written)
     keys = {"hierarchical_success_5_7", "hierarchical_success_8_12", "flat_success_5_7", "flat_success_8_12"}
