@@ -17,19 +17,26 @@ from lightning_jepa.actor.planners.shooting import check_positive
 from lightning_jepa.protocols import Cost, Planner, WorldModel
 from lightning_jepa.types import Modulation, Plan
 
-HEADWAY, FAR = 0.5, 2.0  # steps: a plan that brings less is none, but for who is nearer to the goal
+HEADWAY, FAR = 0.5, 2.0  # steps: a plan that brings less leads nowhere, but for who is nearer to the goal than that
+AROUND = 1 / 3  # of a step: so far from where agents were stuck it is the same place
+
+
+class Place(NamedTuple):
+    """A point of the metric space in B episodes, and how far from there is still there."""
+
+    point: Tensor  # [B, M]
+    radius: Tensor  # [B]; 0 in episodes that are not meant
+
+    def holds(self, points: Tensor) -> Tensor:
+        """Which of points [B, N, M] are there, [B, N]."""
+        return (points - self.point[:, None]).norm(dim=-1) < self.radius[:, None]
 
 
 class Barred(NamedTuple):
-    """What was taken for a way in B episodes; moves are beside it if both their ends are that near to its own."""
+    """What was taken for a way; moves are beside it if both their ends are nearer to its own than half its length."""
 
-    start: Tensor  # in the metric space, [B, M]
-    end: Tensor
-    radius: Tensor  # half its length, [B]; 0 in episodes without
-
-    def beside(self, places: Tensor, end: Tensor) -> Tensor:
-        """Which of places [B, N, M] are near to one of the two ends, [B, N]."""
-        return (places - end[:, None]).norm(dim=-1) < self.radius[:, None]
+    start: Place
+    end: Place
 
 
 class GraphCost:
@@ -37,9 +44,8 @@ class GraphCost:
 
     Only nodes about as near as the nearest one count, because a long distance in the metric says nothing about walls.
 
-    What turns out to be no way is remembered: each time, the edges beside it cost a setback more. So do, where no move
-    is imagined to lead on, the edges that were thought to (the real state says otherwise; as in learning real-time A*,
-    Korf 1990).
+    What turns out to be no way is remembered: each time, the moves beside it cost a setback more. So do places where
+    agents are stuck, as no move from there is imagined to lead on though edges were (learning real-time A*, Korf 1990).
 
     Args:
         graph: of B episodes; its first node is the goal.
@@ -59,6 +65,7 @@ class GraphCost:
         self.reach = reach * graph.spacing  # metric distance, [B]
         self._edge = graph.steps
         self._barred: list[Barred] = []
+        self._shunned: list[Place] = []
         self._here: Tensor | None = None
         self.to_go = self._solved()  # from each node to the goal, [B, N]
 
@@ -67,7 +74,10 @@ class GraphCost:
         b, n = self.to_go.shape
         points = self.metric(states).float()
         piece = max(1, int(self.memory_mb * 2**20 // (4 * b * n)))
-        steps = torch.cat([self._steps(p) for p in points.flatten(1, 2).split(piece, 1)], 1).view(states.shape[:3])
+        steps = torch.cat([self._steps(p) for p in points.flatten(1, 2).split(piece, 1)], 1)
+        for place in self._shunned:
+            steps = steps + self.setback * place.holds(points.flatten(1, 2))
+        steps = steps.view(states.shape[:3])
         first = self._setbacks(points[:, :, 0])
         return torch.cat([steps[..., :1] + first[..., None], steps[..., 1:]], -1)
 
@@ -82,23 +92,22 @@ class GraphCost:
         """
         start, end = self.metric(s).float(), self.metric(target).float()
         length = (start - end).norm(dim=-1)
-        barred = Barred(start, end, length.masked_fill(~where | (length < self.graph.spacing), 0.0) / 2)
+        radius = length.masked_fill(~where | (length < self.graph.spacing), 0.0) / 2
+        barred = Barred(Place(start, radius), Place(end, radius))
         self._barred.append(barred)
         places, successor = self.graph.places, self.graph.successor.flatten(1)
-        starts, ends = barred.beside(places, start), barred.beside(places, end).gather(1, successor)
+        starts, ends = barred.start.holds(places), barred.end.holds(places).gather(1, successor)
         self._hold_against(starts[:, :, None, None] & ends.view_as(self._edge))
 
     def stuck(self, s: Tensor, ahead: Tensor, where: Tensor) -> None:
-        """In the episodes `where`, [B], the best plan from s [B, D] leads to states [B, D], which may not lead on."""
-        zero = Modulation(s)
-        here, there = (self(states[:, None, None], states, zero)[:, 0, 0] for states in (s, ahead))
+        """Shun s [B, D] in the episodes `where`, [B], unless the states that plans from there lead to are nearer."""
+        here, there = (self(states[:, None, None], states, Modulation(s))[:, 0, 0] for states in (s, ahead))
         where = where & (here > FAR) & (here - there < HEADWAY)
         if not where.any():
             return
-        beside = (self.graph.places - self.metric(s).float()[:, None]).norm(dim=-1) < self.graph.spacing[:, None]
-        value = self._edge + self.to_go.gather(1, self.graph.successor.flatten(1)).view_as(self._edge)
-        best = value < self.to_go[:, :, None, None] + 1
-        self._hold_against((beside & where[:, None])[:, :, None, None] & best)
+        place = Place(self.metric(s).float(), (AROUND * self.graph.unit).masked_fill(~where, 0.0))
+        self._shunned.append(place)
+        self._hold_against(place.holds(self.graph.places)[:, :, None, None])
 
     def _hold_against(self, edges: Tensor) -> None:
         """Edges [B, N, K, L] cost a setback more."""
@@ -111,7 +120,7 @@ class GraphCost:
         if self._here is not None:
             here = self._here[:, None]
             for barred in self._barred:
-                steps += self.setback * (barred.beside(here, barred.start) & barred.beside(points, barred.end))
+                steps += self.setback * (barred.start.holds(here) & barred.end.holds(points))
         return steps
 
     def _steps(self, points: Tensor) -> Tensor:
