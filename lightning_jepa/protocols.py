@@ -190,7 +190,7 @@ class Correctable(Protocol):
         """What it planned from s [B, D] did not lead to a target [B, D] in the episodes `where`, bool [B]."""
         ...
 
-    def planned(self, s: Tensor, where: Tensor) -> None:
+    def followed(self, s: Tensor, where: Tensor) -> None:
         """The plan that it has just made is the one that agents at s [B, D] follow in the episodes `where`, [B]."""
         ...
 

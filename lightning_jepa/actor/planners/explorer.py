@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from lightning_jepa.actor.planners.scouts import Scouts, farthest, full_speed, imagined
-from lightning_jepa.actor.planners.shooting import check_colour, check_counts, check_positive, pick
+from lightning_jepa.actor.planners.shooting import check_counts, pick
 from lightning_jepa.protocols import WorldModel
 
 Energies = Callable[[Tensor, Tensor], Tensor]  # states [B, K, L, D], actions [B, K, L, A] -> [B, K, L, E]
@@ -82,10 +82,9 @@ class Explorer:
         slowest: float = 1.0,
         typical: float = 0.5,
     ) -> None:
-        check_counts(rounds=rounds, origins=origins, walks=walks, walk_steps=walk_steps, nodes=nodes)
-        check_counts(branches=branches, branch_steps=branch_steps, action_size=action_size)
-        check_positive(action_bound=action_bound)
-        check_colour(colour)
+        check_counts(origins=origins, nodes=nodes, branches=branches, branch_steps=branch_steps)
+        kept = math.ceil(nodes / origins)
+        self.walks = Scouts(rounds, origins, walks, walk_steps, kept, action_size, action_bound, colour)
         if not 0 <= slowest <= 1:
             raise ValueError(f"planner.slowest={slowest}: give a share between 0 and 1")
         if not 0 < typical < 1:
@@ -99,9 +98,6 @@ class Explorer:
                 f"and at most origins * walks * walk_steps = {found}, the states that a round imagines"
             )
         self.metric = metric if metric is not None else nn.Identity()
-        self.walks = Scouts(
-            rounds, origins, walks, walk_steps, math.ceil(nodes / origins), action_size, action_bound, colour
-        )
         self.nodes, self.branches, self.branch_steps = nodes, branches, branch_steps
         self.action_size, self.action_bound = action_size, action_bound
         self.colour, self.slowest, self.typical = colour, slowest, typical

@@ -68,7 +68,7 @@ class Floor:
         found = self.planner.plan(self._here, self.model, cost, modulation, start, generator)
         self._plan = found if self._plan is None else either(self.due, found, self._plan)
         if isinstance(self.planner, Correctable):
-            self.planner.planned(self._here, self.due)
+            self.planner.followed(self._here, self.due)
         self._way = torch.where(self.due, self._off(), self._way)
         return share_of(found.evaluations, self.due)
 

@@ -92,7 +92,10 @@ class GraphCost:
         """
         start, end = self.metric(s).float(), self.metric(target).float()
         length = (start - end).norm(dim=-1)
-        radius = length.masked_fill(~where | (length < self.graph.spacing), 0.0) / 2
+        where = where & (length >= self.graph.spacing)
+        if not where.any():
+            return
+        radius = length.masked_fill(~where, 0.0) / 2
         barred = Barred(Place(start, radius), Place(end, radius))
         self._barred.append(barred)
         places, successor = self.graph.places, self.graph.successor.flatten(1)
@@ -226,7 +229,7 @@ class GraphSearch:
             self._cost.bar(s, target, where)
 
     @torch.no_grad()
-    def planned(self, s: Tensor, where: Tensor) -> None:
+    def followed(self, s: Tensor, where: Tensor) -> None:
         """What was planned last is what agents at s [B, D] follow in the episodes `where`, [B], and may not lead on."""
         if self._cost is not None and self._ahead is not None:
             self._cost.stuck(s, self._ahead, where)
