@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_jepa.errors import one_message
+from lightning_jepa.precision import half
 from lightning_jepa.settings import Settings
 
 PACKAGE = Path(__file__).resolve().parent
@@ -92,3 +93,4 @@ class OutputFolder(Callback):
 ConfigStore.instance().store(name="settings", node=Settings)
 OmegaConf.register_new_resolver("root", root, replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("half", half, replace=True)

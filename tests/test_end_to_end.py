@@ -23,6 +23,7 @@ from lightning_jepa import checkpoint, pipeline, train
 from lightning_jepa.evaluation import results
 from lightning_jepa.evaluation.results import Results
 from lightning_jepa.evaluation.tables import main_tables, summary
+from lightning_jepa.precision import half
 from lightning_jepa.world_model.hierarchy import HierarchicalJEPA
 
 pytestmark = pytest.mark.slow
@@ -298,7 +299,7 @@ def test_the_console_says_what_is_being_done_and_no_more(own_root: Path, store: 
     )
     lines = answer.stdout.splitlines()
     assert [line for line in lines if not line.startswith(expected)] == []
-    assert any(line.endswith("weights on cpu in bf16-mixed") for line in lines)
+    assert any(line.endswith(f"weights on cpu in {half('cpu')}") for line in lines)
     assert answer.stderr == ""
     log = next(own_root.glob("runs/two_rooms_tiny/*/pipeline.log")).read_text()
     assert "`Trainer.fit` stopped: `max_epochs=2` reached." in log  # for those who look for it
