@@ -12,15 +12,16 @@ from data_pipelines.worlds.rooms import Layouts, RoomsWorld
 
 
 class DistractedRooms(RoomsWorld):
-    """A `RoomsWorld` whose agent wears a lamp, which is on after each step that was meant to be long.
+    """A `RoomsWorld` whose agent wears a lamp, switched on or off by each step that is meant to be long.
 
-    Its light is seen as a third channel, around the agent. Who knows the last action knows whether it is on; who knows
-    about where ten steps led does not, and nothing depends on it: a level of short steps can predict it, one of long
-    steps has to leave it out. (A light that is on by mere chance is no test of a hierarchy: level 1 leaves it out too.)
+    Its light is seen as a third channel, around the agent. Who sees it and knows the next action knows what it will be;
+    who knows about where five steps led does not, and nothing depends on it: a level of short steps can predict it, one
+    of long steps has to leave it out. (A light that is on by mere chance is no test of a hierarchy: level 1 leaves it
+    out too. Nor is one that is on after a long step: walks have a pace, and it tells for long what the pace is.)
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
-        lit_above: an action with a norm above this turns the lamp on, pixels; any other one turns it off.
+        switched_above: an action with a norm above this switches the lamp, pixels.
 
     Raises:
         ValueError: as `RoomsWorld`.
@@ -36,10 +37,10 @@ class DistractedRooms(RoomsWorld):
         radius: float = 0.5,
         blob_std: float = 1.3,
         device: str = "cpu",
-        lit_above: float = 2.0,
+        switched_above: float = 2.0,
     ) -> None:
         super().__init__(layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device)
-        self.lit_above = lit_above
+        self.switched_above = switched_above
         self.observation_shape = (3, resolution, resolution)
         self.truth_names = (*self.truth_names, "light")
 
@@ -49,8 +50,9 @@ class DistractedRooms(RoomsWorld):
         return super().reset(layouts, state)
 
     def step(self, actions: Tensor) -> Tensor:
-        """Displace the agents by actions [B, 2], pixels; the lamp goes on or off."""
-        self.light = (actions.to(self.device).norm(dim=-1) > self.lit_above).float()  # 1 where it is on, [B]
+        """Displace the agents by actions [B, 2], pixels; long ones switch the lamp."""
+        long = actions.to(self.device).norm(dim=-1) > self.switched_above
+        self.light = torch.where(long, 1 - self.light, self.light)  # 1 where it is on, [B]
         return super().step(actions)
 
     def draw(self, states: Tensor) -> Tensor:
