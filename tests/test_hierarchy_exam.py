@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
-from torch import Generator, Tensor, corrcoef, nn, stack
+from torch import Generator, Tensor, nn, ones, stack
 
 from data_pipelines.worlds.distraction import DistractedRooms
 from data_pipelines.worlds.mazes import MazeLayouts
@@ -22,12 +23,14 @@ from data_pipelines.worlds.walks import VonMisesWalk
 from lightning_jepa.actor.planners.cem import CEM
 from lightning_jepa.actor.planners.hierarchical import HierarchicalPlanner
 from lightning_jepa.agent import Agent
+from lightning_jepa.build import build
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.subgoal import SubgoalEnergy
 from lightning_jepa.evaluation import levels
 from lightning_jepa.evaluation.hierarchy import HierarchyExam
 from lightning_jepa.evaluation.results import load
 from lightning_jepa.evaluation.walks import collected
+from lightning_jepa.paths import CONF
 from lightning_jepa.types import Training
 
 STEPS = 4  # of level 1 in one of level 2
@@ -170,14 +173,28 @@ def test_all_rows_of_a_hierarchy_that_knows_no_walls(tmp_path: Path, monkeypatch
             picture.load()
 
 
-def test_what_the_last_lamp_says_of_the_next_is_the_walks_pace_alone() -> None:
-    """Else a level of long steps had a reason to hold it."""
-    walker = VonMisesWalk(door_share=0.0)
-    light = collected(DistractedRooms(MazeLayouts()), "train", 200, 40, walker, Generator().manual_seed(0)).truth[
-        ..., -1
-    ]
-    assert 0.1 < light[:, 1:].mean() < 0.9
-    assert corrcoef(stack([light[:, 1:-10].flatten(), light[:, 11:].flatten()]))[0, 1].abs() < 0.05
+def test_a_level_of_long_steps_has_no_reason_to_hold_the_lamp() -> None:
+    """As the exam's walks are made: who knows the step knows the lamp; about where five led says nothing of it."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("config", ["experiment=maze"])
+    walks = collected(build(cfg.world), "train", 2000, 15, build(cfg.collection.policy), Generator().manual_seed(0))
+    lamp = 2 * walks.truth[..., -1] - 1
+    long = walks.actions.norm(dim=-1) > cfg.world.switched_above
+    assert 0.3 < long.float().mean() < 0.7
+    assert torch.equal(lamp[:, 1:], lamp[:, :-1] * (1 - 2 * long.float()))
+
+    chunk = walks.actions[:, 5:10]  # between the lamp at 5 and at 10
+    led, bent = chunk.mean(1), chunk[:, 3:].sum(1) - chunk[:, :2].sum(1)  # its two slowest waves
+    told = stack([*led.T, *bent.T, led.norm(dim=-1), ones(len(led))], 1)
+    assert foretold(told, lamp[:, 5]) < 0.05  # what comes next
+    assert foretold(torch.cat([told, told * lamp[:, 5:6]], 1), lamp[:, 10]) < 0.05  # what it was, and what came since
+
+
+def foretold(told: Tensor, wanted: Tensor) -> float:
+    """R2 on the second half of a linear fit to the first."""
+    half = len(told) // 2
+    weights = torch.linalg.lstsq(told[:half], wanted[:half, None]).solution[:, 0]
+    return 1 - float((wanted[half:] - told[half:] @ weights).square().mean() / wanted[half:].var(correction=0))
 
 
 def test_levels_whose_steps_do_not_fit_are_found_before_anything_is_measured(tmp_path: Path) -> None:
