@@ -178,10 +178,9 @@ def test_a_level_of_long_steps_has_no_reason_to_hold_the_lamp() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("config", ["experiment=maze"])
     walks = collected(build(cfg.world), "train", 2000, 15, build(cfg.collection.policy), Generator().manual_seed(0))
-    lamp = 2 * walks.truth[..., -1] - 1
-    long = walks.actions.norm(dim=-1) > cfg.world.switched_above
-    assert 0.3 < long.float().mean() < 0.7
-    assert torch.equal(lamp[:, 1:], lamp[:, :-1] * (1 - 2 * long.float()))
+    lamp, (x, y) = 2 * walks.truth[..., -1] - 1, walks.actions.unbind(-1)
+    angle = torch.atan2(y, x)
+    assert foretold((16 / 2 * angle).sin().flatten()[:, None], lamp[:, 1:].flatten()) > 0.7
 
     chunk = walks.actions[:, 5:10]  # between the lamp at 5 and at 10
     led, bent = chunk.mean(1), chunk[:, 3:].sum(1) - chunk[:, :2].sum(1)  # its two slowest waves

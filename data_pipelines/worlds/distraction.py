@@ -5,6 +5,8 @@ Legend: B episodes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,19 +14,20 @@ from data_pipelines.worlds.rooms import Layouts, RoomsWorld
 
 
 class DistractedRooms(RoomsWorld):
-    """A `RoomsWorld` whose agent wears a lamp, switched on or off by each step that is meant to be long.
+    """A `RoomsWorld` whose agent wears a lamp: its light tells the last step's heading, and that too finely to last.
 
-    Its light is seen as a third channel, around the agent. Who sees it and knows the next action knows what it will be;
-    who knows about where five steps led does not, and nothing depends on it: a level of short steps can predict it, one
-    of long steps has to leave it out. (A light that is on by mere chance is no test of a hierarchy: level 1 leaves it
-    out too. Nor is one that is on after a long step: walks have a pace, and it tells for long what the pace is.)
+    The light is seen as a third channel, around the agent. The lamp is on where the heading of the last step was in
+    every second one of so many sectors. Who knows the action knows whether it is on; who knows about where five steps
+    led does not, and nothing depends on it: a level of short steps can predict it, one of long steps has to leave it
+    out. (No tests were a light by chance, and one that is switched by long steps: level 1 leaves out both. Nor one that
+    is on after a long step: walks have a pace, so it tells where the next steps lead.)
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
-        switched_above: an action with a norm above this switches the lamp, pixels.
+        sectors: of all headings; the first lies to the right, from there clockwise as the picture is seen.
 
     Raises:
-        ValueError: as `RoomsWorld`.
+        ValueError: as `RoomsWorld`, or if the sectors are not an even number.
     """
 
     def __init__(
@@ -37,10 +40,12 @@ class DistractedRooms(RoomsWorld):
         radius: float = 0.5,
         blob_std: float = 1.3,
         device: str = "cpu",
-        switched_above: float = 2.0,
+        sectors: int = 16,
     ) -> None:
         super().__init__(layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device)
-        self.switched_above = switched_above
+        if sectors < 2 or sectors % 2:
+            raise ValueError(f"sectors={sectors}: give an even number, as every second one turns the lamp on")
+        self.sectors = sectors
         self.observation_shape = (3, resolution, resolution)
         self.truth_names = (*self.truth_names, "light")
 
@@ -50,9 +55,10 @@ class DistractedRooms(RoomsWorld):
         return super().reset(layouts, state)
 
     def step(self, actions: Tensor) -> Tensor:
-        """Displace the agents by actions [B, 2], pixels; long ones switch the lamp."""
-        long = actions.to(self.device).norm(dim=-1) > self.switched_above
-        self.light = torch.where(long, 1 - self.light, self.light)  # 1 where it is on, [B]
+        """Displace the agents by actions [B, 2], pixels; the lamp goes on or off."""
+        x, y = actions.to(self.device).unbind(-1)
+        sector = (torch.atan2(y, x) / (2 * math.pi) * self.sectors).floor()
+        self.light = sector.remainder(2)  # 1 where it is on, [B]
         return super().step(actions)
 
     def draw(self, states: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""A critic that finds ways on the state's map, and lessons from the shortest ways within walks."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from pretraining import SHAPE, collect_shards, data, stage, trainer
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from lightning_jepa.cost.critic import Critic
+from lightning_jepa.cost.effort import Effort
+from lightning_jepa.cost.goal import GoalEnergy
+from lightning_jepa.cost.intrinsic import IntrinsicCost
+from lightning_jepa.cost.ways import MOVES, WayNetwork
+from lightning_jepa.memory.episodic import EpisodicMemory
+from lightning_jepa.stages.critic_targets import Learner
+from lightning_jepa.stages.critic_training import CriticTraining
+from lightning_jepa.stages.walked_ways import NO_WAY, WalkedWays
+from lightning_jepa.stages.weighing import UniformWeights
+from lightning_jepa.world_model.jepa import JEPA
+
+GOAL = {"goal": partial(GoalEnergy, width=1.0)}
+MAZE = """
+.....
+.###.
+...#.
+.#.#.
+.#...
+"""
+WALLS = torch.tensor([[cell == "#" for cell in row] for row in MAZE.split()])
+
+
+class Told(nn.Module):
+    """Two steps to each place beside, up, down, left and right, unless a wall is there; where the agent is, is seen."""
+
+    def beside(self, maps: Tensor) -> Tensor:
+        straight = torch.tensor([y == 0 or x == 0 for y, x in MOVES])[:, None, None]
+        cost = torch.where(straight & (maps[:, :1] == 0), 2.0, 500.0)
+        return (cost / 10).expm1().log() - 1  # softplus backwards
+
+    def place(self, pair: Tensor) -> Tensor:
+        return 100 * pair[:, 1:2]
+
+
+def network(**arguments: int) -> WayNetwork:
+    made = WayNetwork((2, 5, 5), 0.9, **arguments)
+    for name in ("beside", "place"):
+        layer = nn.Module()
+        layer.forward = getattr(Told(), name)  # type: ignore[method-assign]
+        setattr(made, name, layer)
+    return made
+
+
+def at(*places: tuple[int, int]) -> Tensor:
+    """States [N, D] of agents in rows and columns of the maze."""
+    agents = torch.stack([F.one_hot(torch.tensor(5 * y + x), 25).view(5, 5) for y, x in places])
+    return torch.stack([WALLS.expand_as(agents), agents], 1).flatten(1).float()
+
+
+def test_steps_are_those_of_the_shortest_way_around_walls() -> None:
+    """v[p] <- min(v[p], min_q c[p, q] + v[q])."""
+    starts, goal = [(0, 0), (0, 4), (2, 2), (4, 2), (4, 4)], (2, 2)
+    found = network().steps(at(*starts), at(*[goal] * len(starts)))
+    torch.testing.assert_close(found, 2.0 * torch.tensor([4.0, 8.0, 0.0, 2.0, 4.0]), atol=0.01, rtol=0)
+
+
+def test_a_way_has_as_many_places_as_there_are_sweeps() -> None:
+    assert network(sweeps=4).steps(at((0, 0)), at((2, 2))).item() == pytest.approx(8, abs=0.01)
+    assert network(sweeps=3).steps(at((0, 0)), at((2, 2))).item() > 100
+
+
+def test_it_expects_the_discounted_sum_until_the_goal_is_there() -> None:
+    """1 - gamma^steps, in units of 1 / (1 - gamma), for states and goals of any shape; what is felt is left out."""
+    states, goals = at((0, 0), (4, 2), (4, 4), (2, 0)).view(2, 2, 50), at((2, 2)).expand(2, 2, 50)
+    body = torch.randn(2, 2, 3)
+    found = network(body_size=3)(torch.cat([states, body], -1), torch.cat([goals, -body], -1), torch.ones(2, 2, 1))
+    assert found.shape == (2, 2, 1)
+    torch.testing.assert_close(found[..., 0], 1 - 0.9 ** torch.tensor([[8.0, 4.0], [8.0, 4.0]]), atol=1e-3, rtol=0)
+
+
+def test_what_is_learned_reaches_every_weight() -> None:
+    torch.manual_seed(0)
+    made = WayNetwork((2, 5, 5), 0.9, channels=4)
+    made(torch.randn(16, 50), torch.randn(16, 50), torch.ones(16, 1)).sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in made.parameters())
+    assert all(weight.grad.any() for weight in (made.beside[0].weight, made.place[0].weight))  # type: ignore[union-attr]
+
+
+def walk(places: list[tuple[float, float]], critic: Critic) -> Learner:
+    """One row that remembers a walk past these places."""
+    states = torch.tensor([places])
+    memory = EpisodicMemory(1, len(places), 2, 1, 0)
+    memory.begin()
+    memory.write(states, states[..., :0], states[..., 0], states[..., :1])
+    intrinsic = IntrinsicCost({"goal": GoalEnergy()})
+    u = UniformWeights({"goal": [2, 2]})
+    world: JEPA = stage().jepa
+    return Learner(memory, world, nn.Identity(), intrinsic, critic, u, Generator().manual_seed(0))
+
+
+AROUND = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 1.0), (1.0, 1.0), (0.0, 1.0), (0.0, 0.1)]
+CRITIC = Critic([WayNetwork((2, 5, 5), 0.9)], terms=1, discount=0.9)
+
+
+def shortest(target: WalkedWays) -> Tensor:
+    memory = walk(AROUND, CRITIC).memory
+    return target.steps(memory.state, memory.episode, memory.time)[0]
+
+
+def test_a_place_that_is_passed_twice_is_a_short_cut() -> None:
+    steps = shortest(WalkedWays(1, near=0.5))
+    assert torch.equal(steps, steps.T)
+    assert steps[0, 5].item() == pytest.approx(1.1, abs=0.01)  # beside where it began, then one step back
+    assert steps[0, 3].item() == pytest.approx(3, abs=0.01)
+    assert shortest(WalkedWays(1, near=0.05))[0, 5].item() == pytest.approx(5, abs=0.01)  # none is near enough
+
+
+def test_steps_are_those_of_the_level() -> None:
+    torch.testing.assert_close(shortest(WalkedWays(1, stride=4, near=2.0)), 4 * shortest(WalkedWays(1, near=0.5)))
+
+
+def test_no_way_leads_from_one_walk_to_another() -> None:
+    places = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0]]])
+    steps = WalkedWays(1, near=0.5).steps(places, torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 0, 1]]))
+    assert (steps[0, :2, 2:] >= NO_WAY).all()
+    assert steps[0, 0, 1] == steps[0, 2, 3] == 1
+    nothing = WalkedWays(1).steps(places, torch.full((1, 4), -1), torch.zeros(1, 4, dtype=torch.long))
+    assert (nothing >= NO_WAY).all()
+
+
+def test_lessons_are_discounted_sums_along_the_way() -> None:
+    """u (1 - gamma^n) / (1 - gamma)."""
+    target, learner = WalkedWays(200, near=0.5), walk(AROUND, CRITIC)
+    steps, lesson = shortest(target), target(learner)
+    places = torch.tensor(AROUND)
+    begin, end = (torch.cdist(some, places).argmin(1) for some in (lesson.states, lesson.goals))
+    assert (begin != end).all()  # near pairs are drawn seldom, and those at one place never
+    torch.testing.assert_close(lesson.cost, 2 * (1 - 0.9 ** steps[begin, end]) / 0.1)
+
+
+def test_a_critic_learns_ways_from_the_stream(tmp_path: Path) -> None:
+    shards = collect_shards(tmp_path / "data")
+    torch.manual_seed(0)
+    members = [WayNetwork(SHAPE, 0.97, channels=4, sweeps=6)]
+    made = CriticTraining(
+        stage(),
+        partial(IntrinsicCost, GOAL),
+        Critic(members, terms=1),
+        WalkedWays(32),
+        UniformWeights({"goal": [1, 1]}),
+        partial(torch.optim.Adam, lr=1e-3),
+    )
+    before = {name: weight.clone() for name, weight in made.state_dict().items()}
+    trainer(tmp_path).fit(made, datamodule=data(shards, levels=[{"length": 12, "stride": 1}]))
+    found = {name.split(".")[0] for name, weight in made.state_dict().items() if not torch.equal(weight, before[name])}
+    assert found == {"critic", "follower"}
+    assert 0 <= float(made.trainer.callback_metrics["val/loss"]) < 1
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"state_shape=\[50\]"):
+        WayNetwork((50,), 0.9)
+    with pytest.raises(ValueError, match="sweeps=0"):
+        WayNetwork((2, 5, 5), 0.9, sweeps=0)
+    with pytest.raises(ValueError, match="terms=2: ways lead to the goal"):
+        WayNetwork((2, 5, 5), 0.9, terms=2)
+    with pytest.raises(ValueError, match="near=0"):
+        WalkedWays(1, near=0)
+    with pytest.raises(ValueError, match="nothing was walked"):
+        WalkedWays(1)(walk([(0.0, 0.0)], CRITIC))
+    learner = walk(AROUND, CRITIC)._replace(intrinsic=IntrinsicCost({"effort": Effort(1.0)}))
+    with pytest.raises(ValueError, match="ways lead to goals, and the intrinsic cost has"):
+        WalkedWays(1)(learner)
