@@ -5,8 +5,6 @@ Legend: B episodes.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,20 +12,19 @@ from data_pipelines.worlds.rooms import Layouts, RoomsWorld
 
 
 class DistractedRooms(RoomsWorld):
-    """A `RoomsWorld` whose agent wears a lamp: its light tells the last step's heading, and that too finely to last.
+    """A `RoomsWorld` whose agent wears a lamp, which is on after each step that was meant to be long.
 
-    The light is seen as a third channel, around the agent. The lamp is on where the heading of the last step was in
-    every second one of so many sectors. Who knows the action knows whether it is on; who knows about where five steps
-    led does not, and nothing depends on it: a level of short steps can predict it, one of long steps has to leave it
-    out. (No tests were a light by chance, and one that is switched by long steps: level 1 leaves out both. Nor one that
-    is on after a long step: walks have a pace, so it tells where the next steps lead.)
+    Its light is seen as a third channel, around the agent. Who knows the last action knows whether it is on; who knows
+    about where ten steps led does not, and nothing depends on it: a level of short steps can predict it, one of long
+    steps has to leave it out, but for what a walk's own pace tells of it. (docs/hierarchy.md says which other lamps were
+    no test: level 1 left them out.)
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
-        sectors: of all headings; the first lies to the right, from there clockwise as the picture is seen.
+        lit_above: an action with a norm above this turns the lamp on, pixels; any other one turns it off.
 
     Raises:
-        ValueError: as `RoomsWorld`, or if the sectors are not an even number.
+        ValueError: as `RoomsWorld`.
     """
 
     def __init__(
@@ -40,12 +37,10 @@ class DistractedRooms(RoomsWorld):
         radius: float = 0.5,
         blob_std: float = 1.3,
         device: str = "cpu",
-        sectors: int = 16,
+        lit_above: float = 2.0,
     ) -> None:
         super().__init__(layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device)
-        if sectors < 2 or sectors % 2:
-            raise ValueError(f"sectors={sectors}: give an even number, as every second one turns the lamp on")
-        self.sectors = sectors
+        self.lit_above = lit_above
         self.observation_shape = (3, resolution, resolution)
         self.truth_names = (*self.truth_names, "light")
 
@@ -56,9 +51,7 @@ class DistractedRooms(RoomsWorld):
 
     def step(self, actions: Tensor) -> Tensor:
         """Displace the agents by actions [B, 2], pixels; the lamp goes on or off."""
-        x, y = actions.to(self.device).unbind(-1)
-        sector = (torch.atan2(y, x) / (2 * math.pi) * self.sectors).floor()
-        self.light = sector.remainder(2)  # 1 where it is on, [B]
+        self.light = (actions.to(self.device).norm(dim=-1) > self.lit_above).float()  # 1 where it is on, [B]
         return super().step(actions)
 
     def draw(self, states: Tensor) -> Tensor:
