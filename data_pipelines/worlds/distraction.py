@@ -16,8 +16,8 @@ class DistractedRooms(RoomsWorld):
 
     Its light is seen as a third channel, around the agent. Who knows the last action knows whether it is on; who knows
     about where ten steps led does not, and nothing depends on it: a level of short steps can predict it, one of long
-    steps has to leave it out, but for what a walk's own pace tells of it. (docs/hierarchy.md says which other lamps were
-    no test: level 1 left them out.)
+    steps has to leave it out, but for what a walk's own pace tells of it. (Other lamps were no test:
+    level 1 left them out, see docs/hierarchy.md.)
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
