@@ -34,24 +34,25 @@ MAZE = """
 WALLS = torch.tensor([[cell == "#" for cell in row] for row in MAZE.split()])
 
 
-class Told(nn.Module):
-    """Two steps to each place beside, up, down, left and right, unless a wall is there; where the agent is, is seen."""
+class Beside(nn.Module):
+    """Two steps to each place beside, up, down, left and right, unless a wall is there."""
 
-    def beside(self, maps: Tensor) -> Tensor:
+    def forward(self, maps: Tensor) -> Tensor:
         straight = torch.tensor([y == 0 or x == 0 for y, x in MOVES])[:, None, None]
         cost = torch.where(straight & (maps[:, :1] == 0), 2.0, 500.0)
         return (cost / 10).expm1().log() - 1  # softplus backwards
 
-    def place(self, pair: Tensor) -> Tensor:
+
+class Place(nn.Module):
+    """Where the agent is, is seen."""
+
+    def forward(self, pair: Tensor) -> Tensor:
         return 100 * pair[:, 1:2]
 
 
 def network(**arguments: int) -> WayNetwork:
     made = WayNetwork((2, 5, 5), 0.9, **arguments)
-    for name in ("beside", "place"):
-        layer = nn.Module()
-        layer.forward = getattr(Told(), name)  # type: ignore[method-assign]
-        setattr(made, name, layer)
+    made.beside, made.place = nn.Sequential(Beside()), nn.Sequential(Place())
     return made
 
 
@@ -87,7 +88,8 @@ def test_what_is_learned_reaches_every_weight() -> None:
     made = WayNetwork((2, 5, 5), 0.9, channels=4)
     made(torch.randn(16, 50), torch.randn(16, 50), torch.ones(16, 1)).sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in made.parameters())
-    assert all(weight.grad.any() for weight in (made.beside[0].weight, made.place[0].weight))  # type: ignore[union-attr]
+    reached = {name for name, weight in made.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert {"beside.0.weight", "place.0.weight", "temper"} <= reached
 
 
 def walk(places: list[tuple[float, float]], critic: Critic) -> Learner:
