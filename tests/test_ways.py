@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pretraining import SHAPE, collect_shards, data, stage, trainer
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.effort import Effort
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.intrinsic import IntrinsicCost
-from lightning_jepa.cost.ways import MOVES, WayNetwork
+from lightning_jepa.cost.ways import FAR, MOVES, WayNetwork, _beside, _Shortest
 from lightning_jepa.memory.episodic import EpisodicMemory
 from lightning_jepa.stages.critic_targets import Learner
 from lightning_jepa.stages.critic_training import CriticTraining
@@ -39,20 +41,17 @@ class Beside(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         straight = torch.tensor([y == 0 or x == 0 for y, x in MOVES])[:, None, None]
-        cost = torch.where(straight & (maps[:, :1] == 0), 2.0, 500.0)
-        return (cost / 10).expm1().log() - 1  # softplus backwards
-
-
-class Place(nn.Module):
-    """Where the agent is, is seen."""
-
-    def forward(self, pair: Tensor) -> Tensor:
-        return 100 * pair[:, 1:2]
+        return torch.where(straight & (maps[:, :1] == 0), 2.0, 400.0).log()
 
 
 def network(**arguments: int) -> WayNetwork:
-    made = WayNetwork((2, 5, 5), 0.9, **arguments)
-    made.beside, made.place = nn.Sequential(Beside()), nn.Sequential(Place())
+    """One that sees where the agent is."""
+    made = WayNetwork((2, 5, 5), 0.9, channels=1, **arguments)
+    made.beside = nn.Sequential(Beside())
+    for weight in [*made.own.parameters(), *made.other.parameters(), *made.place.parameters()]:
+        nn.init.zeros_(weight)
+    made.own.weight.data[0, 1, 1, 1] = 100.0
+    nn.init.ones_(made.place.weight)
     return made
 
 
@@ -65,13 +64,13 @@ def at(*places: tuple[int, int]) -> Tensor:
 def test_steps_are_those_of_the_shortest_way_around_walls() -> None:
     """v[p] <- min(v[p], min_q c[p, q] + v[q])."""
     starts, goal = [(0, 0), (0, 4), (2, 2), (4, 2), (4, 4)], (2, 2)
-    found = network().steps(at(*starts), at(*[goal] * len(starts)))
-    torch.testing.assert_close(found, 2.0 * torch.tensor([4.0, 8.0, 0.0, 2.0, 4.0]), atol=0.01, rtol=0)
+    found = network().steps(at(*starts)[None], at(goal))
+    torch.testing.assert_close(found, 2.0 * torch.tensor([[4.0, 8.0, 0.0, 2.0, 4.0]]), atol=0.01, rtol=0)
 
 
 def test_a_way_has_as_many_places_as_there_are_sweeps() -> None:
-    assert network(sweeps=4).steps(at((0, 0)), at((2, 2))).item() == pytest.approx(8, abs=0.01)
-    assert network(sweeps=3).steps(at((0, 0)), at((2, 2))).item() > 100
+    assert network(sweeps=4).steps(at((0, 0))[None], at((2, 2))).item() == pytest.approx(8, abs=0.01)
+    assert network(sweeps=3).steps(at((0, 0))[None], at((2, 2))).item() > 100
 
 
 def test_it_expects_the_discounted_sum_until_the_goal_is_there() -> None:
@@ -83,13 +82,43 @@ def test_it_expects_the_discounted_sum_until_the_goal_is_there() -> None:
     torch.testing.assert_close(found[..., 0], 1 - 0.9 ** torch.tensor([[8.0, 4.0], [8.0, 4.0]]), atol=1e-3, rtol=0)
 
 
+@given(seed=st.integers(0, 2**31 - 1))
+def test_gradients_are_those_through_every_sweep(seed: int) -> None:
+    """Of v and its gradients: those of the sweeps themselves."""
+    generator = Generator().manual_seed(seed)
+    cost, begin = torch.rand(3, 8, 4, 5, generator=generator) + 0.1, torch.full((3, 4, 5), FAR)
+    begin[:, 1, 2], begin[:, 3, 3] = 0.0, 0.7
+    weight = torch.randn(3, 4, 5, generator=generator)
+
+    def swept(cost: Tensor, begin: Tensor, sweeps: int) -> Tensor:
+        v = begin
+        for _ in range(sweeps):
+            v = torch.minimum(v, (cost + _beside(v)).amin(1))
+        return v
+
+    found = []
+    for way in (swept, _Shortest.apply):
+        inputs = [cost.clone().requires_grad_(), begin.clone().requires_grad_()]
+        values = way(*inputs, 20)
+        (values * weight).sum().backward()
+        found.append([values.detach(), *(entry.grad for entry in inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_one_goal_for_many_states_is_asked_for_once_and_means_the_same() -> None:
+    states, goal, share = at((0, 0), (4, 2), (4, 4)), at((2, 2)), torch.ones(1, 1)
+    made = network()
+    torch.testing.assert_close(made(states, goal, share), made(states, goal.expand_as(states), share))
+
+
 def test_what_is_learned_reaches_every_weight() -> None:
     torch.manual_seed(0)
     made = WayNetwork((2, 5, 5), 0.9, channels=4)
-    made(torch.randn(16, 50), torch.randn(16, 50), torch.ones(16, 1)).sum().backward()
+    made(torch.randn(16, 4, 50), torch.randn(16, 1, 50), torch.ones(16, 1, 1)).sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in made.parameters())
     reached = {name for name, weight in made.named_parameters() if weight.grad is not None and weight.grad.any()}
-    assert {"beside.0.weight", "place.0.weight", "temper"} <= reached
+    assert {"beside.0.weight", "own.weight", "other.weight", "place.weight", "temper"} <= reached
 
 
 def walk(places: list[tuple[float, float]], critic: Critic) -> Learner:
@@ -114,34 +143,43 @@ def shortest(target: WalkedWays) -> Tensor:
 
 
 def test_a_place_that_is_passed_twice_is_a_short_cut() -> None:
-    steps = shortest(WalkedWays(1, near=0.5))
+    steps = shortest(WalkedWays(1, 1, near=0.5))
     assert torch.equal(steps, steps.T)
     assert steps[0, 5].item() == pytest.approx(1.1, abs=0.01)  # beside where it began, then one step back
     assert steps[0, 3].item() == pytest.approx(3, abs=0.01)
-    assert shortest(WalkedWays(1, near=0.05))[0, 5].item() == pytest.approx(5, abs=0.01)  # none is near enough
+    assert shortest(WalkedWays(1, 1, near=0.05))[0, 5].item() == pytest.approx(5, abs=0.01)  # none is near enough
 
 
 def test_steps_are_those_of_the_level() -> None:
-    torch.testing.assert_close(shortest(WalkedWays(1, stride=4, near=2.0)), 4 * shortest(WalkedWays(1, near=0.5)))
+    torch.testing.assert_close(shortest(WalkedWays(1, 1, stride=4, near=2.0)), 4 * shortest(WalkedWays(1, 1, near=0.5)))
 
 
 def test_no_way_leads_from_one_walk_to_another() -> None:
     places = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0]]])
-    steps = WalkedWays(1, near=0.5).steps(places, torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 0, 1]]))
+    steps = WalkedWays(1, 1, near=0.5).steps(places, torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 0, 1]]))
     assert (steps[0, :2, 2:] >= NO_WAY).all()
     assert steps[0, 0, 1] == steps[0, 2, 3] == 1
-    nothing = WalkedWays(1).steps(places, torch.full((1, 4), -1), torch.zeros(1, 4, dtype=torch.long))
+    nothing = WalkedWays(1, 1).steps(places, torch.full((1, 4), -1), torch.zeros(1, 4, dtype=torch.long))
     assert (nothing >= NO_WAY).all()
 
 
 def test_lessons_are_discounted_sums_along_the_way() -> None:
     """u (1 - gamma^n) / (1 - gamma)."""
-    target, learner = WalkedWays(200, near=0.5), walk(AROUND, CRITIC)
+    target, learner = WalkedWays(50, 4, near=0.5), walk(AROUND, CRITIC)
     steps, lesson = shortest(target), target(learner)
     places = torch.tensor(AROUND)
-    begin, end = (torch.cdist(some, places).argmin(1) for some in (lesson.states, lesson.goals))
-    assert (begin != end).all()  # near pairs are drawn seldom, and those at one place never
+    begin, end = (torch.cdist(some, places).argmin(-1) for some in (lesson.states, lesson.goals))
+    assert begin.shape == (50, 4)
+    assert end.shape == (50, 1)
+    assert len(begin.unique()) == len(end.unique()) == len(AROUND)
     torch.testing.assert_close(lesson.cost, 2 * (1 - 0.9 ** steps[begin, end]) / 0.1)
+
+
+def test_lessons_are_drawn_from_walks_that_came_before_until_there_are_newer_ones() -> None:
+    target = WalkedWays(200, 1, walks=2, near=0.5)
+    for east in (0.0, 100.0, 200.0):
+        lesson = target(walk([(x + east, y) for x, y in AROUND], CRITIC))
+    assert set(lesson.states[..., 0].div(100).floor().flatten().tolist()) == {1.0, 2.0}
 
 
 def test_a_critic_learns_ways_from_the_stream(tmp_path: Path) -> None:
@@ -152,7 +190,7 @@ def test_a_critic_learns_ways_from_the_stream(tmp_path: Path) -> None:
         stage(),
         partial(IntrinsicCost, GOAL),
         Critic(members, terms=1),
-        WalkedWays(32),
+        WalkedWays(8, 4),
         UniformWeights({"goal": [1, 1]}),
         partial(torch.optim.Adam, lr=1e-3),
     )
@@ -171,9 +209,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="terms=2: ways lead to the goal"):
         WayNetwork((2, 5, 5), 0.9, terms=2)
     with pytest.raises(ValueError, match="near=0"):
-        WalkedWays(1, near=0)
+        WalkedWays(1, 1, near=0)
     with pytest.raises(ValueError, match="nothing was walked"):
-        WalkedWays(1)(walk([(0.0, 0.0)], CRITIC))
+        WalkedWays(1, 1)(walk([(0.0, 0.0)], CRITIC))
     learner = walk(AROUND, CRITIC)._replace(intrinsic=IntrinsicCost({"effort": Effort(1.0)}))
     with pytest.raises(ValueError, match="ways lead to goals, and the intrinsic cost has"):
-        WalkedWays(1)(learner)
+        WalkedWays(1, 1)(learner)

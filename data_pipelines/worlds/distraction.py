@@ -12,16 +12,16 @@ from data_pipelines.worlds.rooms import Layouts, RoomsWorld
 
 
 class DistractedRooms(RoomsWorld):
-    """A `RoomsWorld` whose agent wears a lamp, which is on after each step that was meant to be long.
+    """A `RoomsWorld` whose agent wears a lamp, which is brightest after steps of half the greatest length.
 
-    Its light is seen as a third channel, around the agent. Who knows the last action knows whether it is on; who knows
-    about where ten steps led does not, and nothing depends on it: a level of short steps can predict it, one of long
-    steps has to leave it out, but for what a walk's own pace tells of it. (Other lamps were no test:
-    level 1 left them out, see docs/hierarchy.md.)
+        light = sin(pi |a| / action_bound)^2
+
+    It is seen as a third channel, around the agent. Who knows the last action knows how bright it is; who knows about
+    where five steps led does not, and nothing depends on it: a level of short steps can predict it, one of long steps
+    has to leave it out. (Other lamps were no test, see docs/hierarchy.md.)
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
-        lit_above: an action with a norm above this turns the lamp on, pixels; any other one turns it off.
 
     Raises:
         ValueError: as `RoomsWorld`.
@@ -37,27 +37,27 @@ class DistractedRooms(RoomsWorld):
         radius: float = 0.5,
         blob_std: float = 1.3,
         device: str = "cpu",
-        lit_above: float = 2.0,
     ) -> None:
         super().__init__(layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device)
-        self.lit_above = lit_above
         self.observation_shape = (3, resolution, resolution)
         self.truth_names = (*self.truth_names, "light")
 
     def reset(self, layouts: Tensor, state: Tensor) -> Tensor:
-        """Start B episodes in layouts [B] and states [B, 2]; the lamp is off."""
+        """Start B episodes in layouts [B] and states [B, 2]; the lamp is dark."""
         self.light = torch.zeros(len(layouts), device=self.device)
         return super().reset(layouts, state)
 
     def step(self, actions: Tensor) -> Tensor:
-        """Displace the agents by actions [B, 2], pixels; the lamp goes on or off."""
-        self.light = (actions.to(self.device).norm(dim=-1) > self.lit_above).float()  # 1 where it is on, [B]
+        """Displace the agents by actions [B, 2], pixels; the lamp shines."""
+        length = actions.to(self.device).norm(dim=-1).clamp_max(self.action_bound)
+        self.light = (torch.pi * length / self.action_bound).sin().square()  # [B], 0 to 1
         return super().step(actions)
 
     def draw(self, states: Tensor) -> Tensor:
         """What would be seen in the given states [B, 2]: uint8 [B, 3, h, w], agent, walls and light."""
         seen = super().draw(states)
-        return torch.cat([seen, seen[:, :1] * self.light[:, None, None, None].to(torch.uint8)], 1)
+        light = seen[:, :1] * self.light[:, None, None, None]
+        return torch.cat([seen, light.round().to(torch.uint8)], 1)
 
     def truth(self) -> Tensor:
         """[B, N]: the agent's position, the factors of the layout, and the light."""

@@ -63,18 +63,20 @@ class Critic(nn.Module):
             )
 
     def judge(self, states: Tensor, goals: Tensor, u: Tensor) -> Tensor:
-        """What each member expects, [M, ...], of states [..., D] with goals [..., D] under weights u [..., K]."""
+        """What each member expects, [M, ...], of states [..., S, D] under weights u [..., S or 1, K].
+
+        Goals are [..., S, D], or [..., 1, D] where all S states have the same, which is asked for once.
+        """
         share = u / u.sum(-1, keepdim=True).clamp_min(1e-6)
         expected = torch.stack([member(states, goals, share) for member in self.members])
         return (expected.float() * u).sum(-1) / (1 - self.discount)
 
     def forward(self, states: Tensor, modulation: Modulation) -> Tensor:
         """[B, S, D] -> [B, S]."""
-        shape = (*states.shape[:2], -1)
         u = modulation.u
         if u is None:
             u = states.new_ones(len(states), self.terms)
-        views = self.judge(states, modulation.goal[:, None].expand(shape), u[:, None].expand(shape))
+        views = self.judge(states, modulation.goal[:, None], u[:, None])
         mean = views.mean(0)
         return mean if self.pessimism == 0 else mean + self.pessimism * views.std(0, correction=0)
 
@@ -103,8 +105,10 @@ class CriticNetwork(nn.Module):
         self.head = mlp(3 * features_size + body_size + terms, hidden, terms)
 
     def forward(self, states: Tensor, goals: Tensor, share: Tensor) -> Tensor:
-        """[..., D], [..., D], [..., K] -> [..., K]."""
-        x, g = self.features(states), self.features(goals)
+        """[..., S, D], [..., S or 1, D], [..., S or 1, K] -> [..., S, K]."""
+        x = self.features(states)
+        g = self.features(goals).expand_as(x)
+        share = share.expand(*x.shape[:-1], -1)
         body = states[..., states.shape[-1] - self.body_size :]
         found: Tensor = self.head(torch.cat([x, g, (x - g).abs(), body, share], -1))
         return found

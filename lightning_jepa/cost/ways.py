@@ -1,11 +1,12 @@
 """A critic that plans: value iteration on the state's map (Tamar et al. 2016, "Value Iteration Networks").
 
-Legend: N pairs of state and goal, D external state, c h w the state seen as a map, K intrinsic terms.
+Legend: G goals, S states judged by each, D external state, P body, c h w the state seen as a map, K intrinsic terms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 
 MOVES = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 FAR = 1000.0  # steps; more than any way takes
-FAINT = 0.05  # a share of the likeliest place; less is no place
+DEAR = 6.0  # the logarithm of what a step beside can cost at most
+WALL = 2.7  # and of what it costs at first: a wall is everywhere
+FAINT = 0.3  # a share of the likeliest place; less is no place
 
 
 class WayNetwork(nn.Module):
@@ -21,11 +24,12 @@ class WayNetwork(nn.Module):
 
         v[p] <- min(v[p], min_q c[p, q] + v[q]),   v[p] = -temper log P_g(p),   steps = sum_p P_s(p) v[p]
 
-    c, the steps to one of the eight places beside, is read off the surroundings of a place, so that what a wall is is
-    learned once for all layouts; P_s and P_g, where the agent is and where it would be at the goal, mostly where the
-    two states differ. Long ways are made of short ones: they are found in layouts that were never seen. An MLP has to
-    learn each by heart. What it says is 1 - discount^steps, the discounted sum of a cost of one until the goal is
-    reached, in units of the largest.
+    c, the steps to one of the eight places beside, is read off the surroundings of a place in the goal's state, which
+    was seen, where the states to be judged are imagined. What a wall is is learned once for all layouts, and long ways
+    are made of short ones: they are found in layouts that were never seen. An MLP has to learn each by heart. P_s and
+    P_g, where the agent is and where it would be at the goal, are mostly where two states differ, a state from the
+    goal's and the goal's from the first of the states. What it says is 1 - discount^steps, the discounted sum of a
+    cost of one until the goal is reached, in units of the largest.
 
     Args:
         state_shape: c, h and w, with D = c h w.
@@ -33,7 +37,7 @@ class WayNetwork(nn.Module):
         terms: K, which has to be 1.
         channels: of the convolutions.
         sweeps: how many places a way may have.
-        body_size: the last numbers of a state, which are left out.
+        body_size: P, the last numbers of a state, which are left out.
 
     Raises:
         ValueError: if the shape is not that of a map, there is another term, or a number is below one.
@@ -45,7 +49,7 @@ class WayNetwork(nn.Module):
         discount: float,
         terms: int = 1,
         channels: int = 32,
-        sweeps: int = 40,
+        sweeps: int = 48,
         body_size: int = 0,
     ) -> None:
         super().__init__()
@@ -58,47 +62,98 @@ class WayNetwork(nn.Module):
             raise ValueError(f"terms={terms}: ways lead to the goal, and no other intrinsic term is known along them")
         self.shape, self.discount, self.sweeps, self.body_size = tuple(state_shape), discount, sweeps, body_size
         c = state_shape[0]
+        dear = nn.Conv2d(channels, len(MOVES), 1)
+        nn.init.constant_(dear.bias, WALL)  # type: ignore[arg-type]  # it has a bias
         self.beside = nn.Sequential(
             nn.Conv2d(c, channels, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(channels, len(MOVES), 1),
+            dear,
         )
-        self.place = nn.Sequential(nn.Conv2d(2 * c, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, 1, 1))
+        self.own = nn.Conv2d(c, channels, 3, padding=1)
+        self.other = nn.Conv2d(c, channels, 3, padding=1)
+        self.place = nn.Conv2d(channels, 1, 1)
         self.temper = nn.Parameter(torch.tensor(1.0))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def forward(self, states: Tensor, goals: Tensor, share: Tensor) -> Tensor:
-        """[..., D + P], [..., D + P], [..., 1] -> [..., 1]."""
-        steps = self.steps(states.flatten(0, -2), goals.flatten(0, -2)).view(states.shape[:-1])
-        return (1 - self.discount**steps)[..., None]
+        """[..., S, D + P], [..., S or 1, D + P], [..., S or 1, 1] -> [..., S, 1]."""
+        judged = states.shape[-2] if goals.shape[-2] == 1 else 1  # by one goal
+        grouped = states.reshape(-1, judged, states.shape[-1]), goals.reshape(-1, goals.shape[-1])
+        return (1 - self.discount ** self.steps(*grouped)).view(*states.shape[:-1], 1)
 
     def steps(self, states: Tensor, goals: Tensor) -> Tensor:
-        """[N, D + P], [N, D + P] -> [N]."""
-        s, g = self._map(states), self._map(goals)
-        here, there = self._place(s, g), self._place(g, s)
-        v = torch.where(there > 0, -self.temper.abs() * there.clamp_min(1e-9).log(), FAR)
-        cost = 10 * F.softplus(self.beside(s) + 1)  # at first a wall is everywhere
-        for _ in range(self.sweeps):
-            v = torch.minimum(v, (cost + _beside(v)).amin(1))
-        return (here * v).flatten(1).sum(-1)
+        """[G, S, D + P], [G, D + P] -> [G, S]."""
+        s, g = self._map(states), self._map(goals[:, None])
+        here = self._place(s, g)
+        there = self._place(g, s[:, :1])[:, 0]
+        begin = torch.where(there > 0, -self.temper.abs() * there.clamp_min(1e-9).log(), FAR)
+        cost = self.beside(g[:, 0]).float().clamp_max(DEAR).exp()
+        v = _Shortest.apply(cost, begin, self.sweeps)
+        return (here * v[:, None]).flatten(2).sum(-1)
 
     def _map(self, states: Tensor) -> Tensor:
-        external = states[:, : states.shape[1] - self.body_size]
-        return external.reshape(-1, *self.shape).contiguous(memory_format=torch.channels_last)
+        external = states[..., : states.shape[-1] - self.body_size]
+        return external.reshape(*states.shape[:-1], *self.shape)
 
     def _place(self, s: Tensor, other: Tensor) -> Tensor:
-        """Where the agent is in s, [N, h, w]: shares, none where it is unlikely."""
-        differ = (s - other).square().mean(1)
-        logits = self.place(torch.cat([s, other], 1))[:, 0] + (differ + 0.01).log()
-        share = logits.flatten(1).softmax(-1)
+        """Where the agent is in s, [G, S, h, w], seen beside the other, [G, 1, ...]: shares, none where unlikely."""
+        differ = (s.float() - other).square().mean(2)
+        seen = F.relu(_each(self.own, s) + _each(self.other, other))
+        logits = _each(self.place, seen)[:, :, 0].float() + (differ + 0.01).log()
+        share = logits.flatten(2).softmax(-1)
         share = share * (share > FAINT * share.amax(-1, keepdim=True))
         return (share / share.sum(-1, keepdim=True)).view_as(differ)
 
 
+class _Shortest(torch.autograd.Function):
+    """v from c [G, 8, h, w] and the goal's own v [G, h, w]; ten times as fast as to go back through every sweep.
+
+    What v[p] changes with are the moves of the shortest way from p, and where it ends: each is followed to its end.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, begin: Tensor, sweeps: int) -> Tensor:
+        v = begin
+        for _ in range(sweeps):
+            nearer = torch.minimum(v, (cost + _beside(v)).amin(1))
+            if torch.equal(nearer, v):
+                break
+            v = nearer
+        best, move = (cost + _beside(v)).min(1)
+        ends = begin <= best
+        h, w = v.shape[-2:]
+        ahead = torch.tensor([y * w + x for y, x in MOVES], device=v.device)[move]
+        here = torch.arange(h * w, device=v.device).view(h, w)
+        following = torch.where(ends, here, here + ahead).clamp(0, h * w - 1)
+        ctx.save_for_backward(following.flatten(1), move.flatten(1), ends.flatten(1))
+        return v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        following, move, ends = ctx.saved_tensors
+        shape, going = gradients[0].shape, gradients[0].flatten(1)
+        passed, ended = torch.zeros_like(going), torch.zeros_like(going)
+        for _ in range(going.shape[1]):  # a way without a circle has no more places
+            ended += going * ends
+            going = going * ~ends
+            if not going.any():
+                break
+            passed += going
+            going = torch.zeros_like(going).scatter_add_(1, following, going)
+        cost = passed.new_zeros(len(passed), len(MOVES), passed.shape[1]).scatter_(1, move[:, None], passed[:, None])
+        return cost.view(len(cost), len(MOVES), *shape[1:]), ended.view(shape), None
+
+
+def _each(layer: nn.Module, maps: Tensor) -> Tensor:
+    """A layer for each of G x S maps [G, S, c, h, w]."""
+    found: Tensor = layer(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+    return found.view(*maps.shape[:2], *found.shape[1:])
+
+
 def _beside(v: Tensor) -> Tensor:
-    """What the eight places around each say, [N, h, w] -> [N, 8, h, w]."""
+    """What the eight places around each say, [G, h, w] -> [G, 8, h, w]."""
     h, w = v.shape[-2:]
     around = F.pad(v, (1, 1, 1, 1), value=FAR)
     return torch.stack([around[:, 1 + y : 1 + y + h, 1 + x : 1 + x + w] for y, x in MOVES], 1)

@@ -33,7 +33,7 @@ from lightning_jepa.evaluation.level_figures import level_figure, subgoal_figure
 from lightning_jepa.evaluation.levels import LevelRows, Lifted, level_rows
 from lightning_jepa.evaluation.report import Report, Trained
 from lightning_jepa.evaluation.results import Figure, Rows, mean
-from lightning_jepa.evaluation.subgoals import Guided, OracleSubgoals, RandomSubgoals, SubgoalTrace
+from lightning_jepa.evaluation.subgoals import Guided, JudgedAbove, OracleSubgoals, RandomSubgoals, SubgoalTrace
 from lightning_jepa.evaluation.walks import Walker
 from lightning_jepa.evaluation.world import ExamWorld
 from lightning_jepa.protocols import Cost, Planner
@@ -50,6 +50,7 @@ class GuidedPlanner(Planner, Guided, Protocol):
 
     judged: int | None  # the level whose states the agent's own cost judges
     depth: int
+    lowest: Planner
 
     def led_by(self, leader: Planner) -> GuidedPlanner:
         """The same level 1, and another planner of level 2."""
@@ -221,6 +222,9 @@ class HierarchyExam:
         for name, flat in self.flat.items():
             whole = flat(metric=stage.metric) if callable(flat) else flat
             policies[f"flat_{name}"] = (acting(whole), self.few[key])
+        if stage.cost is not None and self.planner.judged == 2:
+            above = JudgedAbove(stage.cost, model.above(2).encode)
+            policies["critic_alone"] = acting(self.planner.lowest, above), self.few[key]
         policies["oracle_subgoals"] = acting(self.planner.led_by(oracle), judge, oracle.prepare), self.few[key]
         policies["random_subgoals"] = acting(self.planner.led_by(drawn), judge), self.few[key]
         runs = {

@@ -5,6 +5,7 @@ Legend: B episodes, T steps, S candidates, H horizon, D state of a level, M macr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -97,6 +98,25 @@ class OracleSubgoals:
         self.world.state = here
         states = world_model.encode(ahead)
         return Plan(s.new_zeros(len(s), 1, 1), states, s.new_zeros(len(s)), 0)
+
+
+class JudgedAbove:
+    """The cost of a level above where a plan of level 1 ends: what a critic is worth without plans of its level.
+
+    Args:
+        cost: of that level.
+        encode: from a state of level 1, [B, 1, D], to one of that level, [B, 1, D'].
+    """
+
+    def __init__(self, cost: Cost, encode: Callable[[Tensor], Tensor]) -> None:
+        self.cost, self.encode = cost, encode
+
+    def __call__(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+        """[B, S, H, D], [B, S, H, A] -> [B, S, H]: nothing but for the last."""
+        ends = self.encode(states[:, :, -1].flatten(0, 1)[:, None]).unflatten(0, states.shape[:2])
+        own = modulation._replace(goal=self.encode(modulation.goal[:, None])[:, 0])
+        last = self.cost(ends, actions[:, :, -1:], own)
+        return torch.cat([last.new_zeros(*last.shape[:2], states.shape[2] - 1), last], -1)
 
 
 class RandomSubgoals:

@@ -21,12 +21,12 @@ from lightning_jepa.types import Modulation
 
 
 class Lesson(NamedTuple):
-    """What the critic is shown."""
+    """What the critic is shown, pair by pair or as B goals with S states each."""
 
-    states: Tensor  # [B, D]
-    goals: Tensor  # [B, D]
-    u: Tensor  # [B, K]
-    cost: Tensor  # [B]: to expect
+    states: Tensor  # [B, D] or [B, S, D]
+    goals: Tensor  # [B, D] or [B, 1, D]
+    u: Tensor  # [B, K] or [B, 1, K]
+    cost: Tensor  # [B] or [B, S]: to expect
 
 
 class Learner(NamedTuple):

@@ -130,7 +130,7 @@ class CriticTraining(StageAbove):
         memory.write(states, window.energies, states.new_zeros(states.shape[:2]), actions)
 
     def errors(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
-        """What the critic lacks, in units of the largest sum of a term of weight 1, [M, B]; what it expects, [B]."""
+        """What the critic lacks, in units of the largest sum of a term of weight 1, [M, ...]; what it expects."""
         expected = self.critic.judge(lesson.states, lesson.goals, lesson.u)
         return (lesson.cost - expected) * (1 - self.critic.discount), expected.mean(0)
 
@@ -189,7 +189,7 @@ class CriticTraining(StageAbove):
         asymmetry = torch.where(error < 0, 1 - self.expectile, self.expectile)
         loss = 2 * (asymmetry * error.square()).mean()
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/rank_correlation", spearman_corrcoef(expected.detach(), lesson.cost))
+        self.log("train/rank_correlation", rank_correlation(expected.detach(), lesson))
         return loss
 
     def validation_step(self, batch: tuple[Window, ...], batch_idx: int) -> None:
@@ -203,8 +203,8 @@ class CriticTraining(StageAbove):
             self._memories.clear()
         (lesson,) = self._held_out
         error, expected = self.errors(lesson)
-        found = {"val/loss": error.square().mean(), "val/rank_correlation": spearman_corrcoef(expected, lesson.cost)}
-        self.log_dict(found, batch_size=len(expected), sync_dist=True)
+        found = {"val/loss": error.square().mean(), "val/rank_correlation": rank_correlation(expected, lesson)}
+        self.log_dict(found, batch_size=expected.numel(), sync_dist=True)
 
     def on_train_batch_end(self, outputs: object, batch: tuple[Window, ...], batch_idx: int) -> None:
         """The copy follows."""
@@ -213,3 +213,8 @@ class CriticTraining(StageAbove):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer for the critic alone."""
         return rise_and_fall(self.optimizer(self.critic.parameters()), self.trainer, self.warm_up)
+
+
+def rank_correlation(expected: Tensor, lesson: Lesson) -> Tensor:
+    """Between the costs that a critic expects and those of the lesson, whatever their shape."""
+    return spearman_corrcoef(expected.flatten(), lesson.cost.flatten())

@@ -1,16 +1,26 @@
 """A critic's lessons from memory: the shortest ways along what was walked.
 
-Legend: B rows of the memory, N moments of each, D state, n pairs.
+Legend: B rows of the memory, N moments of each, D state, G goals, S states for each, K intrinsic terms.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from lightning_jepa.stages.critic_targets import Learner, Lesson
 
 NO_WAY = 1e6  # steps
+
+
+class _Walk(NamedTuple):
+    """States at moments of a walk, and how far each is from each."""
+
+    states: Tensor  # half [N, D]
+    steps: Tensor  # [N, N]
 
 
 class WalkedWays:
@@ -20,11 +30,13 @@ class WalkedWays:
 
     A walk that comes by the same place twice, as the metric sees it, has a short cut there. Where there is one way
     alone between any two places, every shortest way within a walk is the true one; the walks have to be long enough to
-    lead past places that are far apart. Pairs are drawn in proportion to their distance, or near ones would be nearly
-    all. Nothing is imagined, so no way leads through a wall.
+    lead past places that are far apart. Nothing is imagined, so no way leads through a wall. Each lesson is drawn from
+    many walks: what a critic of ways lacks longest is layouts.
 
     Args:
-        batch: n.
+        goals: G, each of a walk of its own.
+        states: S, of the same walk.
+        walks: how many are kept to draw from; the oldest go.
         stride: steps of the critic's level between successive moments.
         near: two moments are at one place if they are at most so many steps apart, as the metric sees it. Less than a
             wall is thick. (What a step is, the .9 quantile of successive moments says: some go by in front of a wall.)
@@ -35,18 +47,21 @@ class WalkedWays:
 
     preparation = None
 
-    def __init__(self, batch: int, stride: int = 1, near: float = 1.4) -> None:
-        if min(batch, stride, near) <= 0:
-            raise ValueError(f"batch={batch}, stride={stride}, near={near}: give numbers above zero")
-        self.batch, self.stride, self.near = batch, stride, near
+    def __init__(self, goals: int, states: int, walks: int = 512, stride: int = 1, near: float = 1.4) -> None:
+        if min(goals, states, walks, stride, near) <= 0:
+            raise ValueError(
+                f"goals={goals}, states={states}, walks={walks}, stride={stride}, near={near}: give numbers above zero"
+            )
+        self.goals, self.states, self.stride, self.near = goals, states, stride, near
+        self._walks = deque[_Walk](maxlen=walks)
 
     def unseen(self) -> WalkedWays:
-        """See `CriticTarget`."""
-        return self
+        """See `CriticTarget`. It keeps walks of its own."""
+        return WalkedWays(self.goals, self.states, self._walks.maxlen or 1, self.stride, self.near)
 
     @torch.no_grad()
     def __call__(self, learner: Learner) -> Lesson:
-        """See `CriticTarget`.
+        """See `CriticTarget`: states [G, S, D], goals [G, 1, D], u [G, 1, K] and cost [G, S].
 
         Raises:
             ValueError: if there is another intrinsic term than the goal's, or no walk leads anywhere.
@@ -55,16 +70,16 @@ class WalkedWays:
             raise ValueError(f"ways lead to goals, and the intrinsic cost has {list(learner.intrinsic.names)}")
         memory, generator = learner.memory, learner.generator
         steps = self.steps(learner.metric(memory.state), memory.episode, memory.time)
-        share = torch.where(steps < NO_WAY, steps, 0.0).flatten().cpu()
-        if not share.any():
+        for states, away in zip(memory.state, steps, strict=True):
+            if ((away > 0) & (away < NO_WAY)).any():
+                self._walks.append(_Walk(states.half(), away))
+        if not self._walks:
             raise ValueError("nothing was walked: critic.data.levels need windows of two frames or more")
-        pair = torch.multinomial(share, self.batch, replacement=True, generator=generator).to(steps.device)
-        moments = steps.shape[1]
-        rows, begin, end = pair // moments**2, pair // moments % moments, pair % moments
-        u = learner.weighing(self.batch, generator).to(steps.device)
+        drawn = [self._walks[k] for k in torch.randint(len(self._walks), (self.goals,), generator=generator).tolist()]
+        goals, states, away = map(torch.stack, zip(*(self._lesson(walk, generator) for walk in drawn), strict=True))
+        u = learner.weighing(self.goals, generator).to(goals.device)[:, None]
         gamma = learner.critic.discount
-        cost = u[:, 0] * (1 - gamma ** steps[rows, begin, end]) / (1 - gamma)
-        return Lesson(memory.state[rows, begin], memory.state[rows, end], u, cost)
+        return Lesson(states.float(), goals.float(), u, u[..., 0] * (1 - gamma**away) / (1 - gamma))
 
     def steps(self, places: Tensor, episode: Tensor, time: Tensor) -> Tensor:
         """Shortest ways between moments at places [B, N, M] of the metric, whose episodes and times are [B, N].
@@ -83,3 +98,15 @@ class WalkedWays:
         for by in range(away.shape[1]):
             away = torch.minimum(away, away[:, :, by, None] + away[:, by, None])
         return away
+
+    def _lesson(self, walk: _Walk, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """A goal [1, D], states [S, D] from which a way leads there, and its steps [S]."""
+        leads = walk.steps < NO_WAY
+        goal = _any(leads.sum(1) > 1, 1, generator)
+        states = _any(leads[goal[0]], self.states, generator)
+        return walk.states[goal], walk.states[states], walk.steps[states, goal]
+
+
+def _any(wanted: Tensor, count: int, generator: Generator) -> Tensor:
+    """Which of those that are wanted [N], drawn with replacement: [count]."""
+    return torch.multinomial(wanted.float().cpu(), count, replacement=True, generator=generator).to(wanted.device)
