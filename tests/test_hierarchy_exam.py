@@ -240,6 +240,15 @@ def test_a_planner_without_subgoals_is_refused() -> None:
         exam(planner=low())
 
 
+def test_a_planner_that_asks_a_critic_which_is_not_there_is_refused(tmp_path: Path) -> None:
+    make = partial(HierarchicalPlanner, goal=GoalEnergy, subgoal=SubgoalEnergy)
+    made = exam(planners={"judged": make(planners={"level1": low(), "level2": low()}, judged=2)})
+    with pytest.raises(
+        ValueError, match="judged: asks a critic of a level above the first, .*planner=hierarchical_graph"
+    ):
+        made.run(Stage(made.world), 0, tmp_path, Training())
+
+
 def test_a_critic_that_no_level_asks_is_refused(tmp_path: Path) -> None:
     made = exam()
     stage = Stage(made.world)

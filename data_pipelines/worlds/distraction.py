@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from data_pipelines.worlds.rooms import Layouts, RoomsWorld
+from data_pipelines.worlds.geometry import blob
+from data_pipelines.worlds.rooms import SIZE, Layouts, RoomsWorld
 
 
 class DistractedRooms(RoomsWorld):
-    """A `RoomsWorld` whose agent wears a lamp, which is brightest after steps of half the greatest length.
+    """A `RoomsWorld` whose agent wears a lamp, whose light tells how long the last step was meant to be.
 
-        light = sin(pi |a| / action_bound)^2
+        light = sin(2 pi |a| / action_bound)^2
 
     It is seen as a third channel, around the agent. Who knows the last action knows how bright it is; who knows about
     where five steps led does not, and nothing depends on it: a level of short steps can predict it, one of long steps
@@ -22,6 +23,7 @@ class DistractedRooms(RoomsWorld):
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
+        lamp_std: how far the lamp shines, standard deviation of its spot, pixels.
 
     Raises:
         ValueError: as `RoomsWorld`.
@@ -37,8 +39,10 @@ class DistractedRooms(RoomsWorld):
         radius: float = 0.5,
         blob_std: float = 1.3,
         device: str = "cpu",
+        lamp_std: float = 4.0,
     ) -> None:
         super().__init__(layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device)
+        self.lamp_std = lamp_std
         self.observation_shape = (3, resolution, resolution)
         self.truth_names = (*self.truth_names, "light")
 
@@ -50,14 +54,13 @@ class DistractedRooms(RoomsWorld):
     def step(self, actions: Tensor) -> Tensor:
         """Displace the agents by actions [B, 2], pixels; the lamp shines."""
         length = actions.to(self.device).norm(dim=-1).clamp_max(self.action_bound)
-        self.light = (torch.pi * length / self.action_bound).sin().square()  # [B], 0 to 1
+        self.light = (2 * torch.pi * length / self.action_bound).sin().square()  # [B], 0 to 1
         return super().step(actions)
 
     def draw(self, states: Tensor) -> Tensor:
         """What would be seen in the given states [B, 2]: uint8 [B, 3, h, w], agent, walls and light."""
-        seen = super().draw(states)
-        light = seen[:, :1] * self.light[:, None, None, None]
-        return torch.cat([seen, light.round().to(torch.uint8)], 1)
+        light = blob(states, SIZE, self.stride, self.lamp_std) * self.light[:, None, None]
+        return torch.cat([super().draw(states), light[:, None].mul(255).round().to(torch.uint8)], 1)
 
     def truth(self) -> Tensor:
         """[B, N]: the agent's position, the factors of the layout, and the light."""

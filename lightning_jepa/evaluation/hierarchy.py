@@ -73,7 +73,7 @@ class HierarchyExam:
         tasks: committed ones, for each class of ways; the hardest class last.
         classes: its name, such as "5_7".
         planner: hierarchical Mode-2, the one in the headline.
-        planners: others.
+        planners: others; those that say which level is judged minimise that cost too.
         flat: planners of level 1 alone; the first is compared at equal evaluations, the best of them by its price.
         search: minimises the cost it is given, for the true dynamics' floor.
         cost: the goal's energy, which lacks its `metric`; where a stage has a critic, the headline's planner
@@ -160,7 +160,14 @@ class HierarchyExam:
                 "this checkpoint has a critic, and the planner does not ask it: set planner.judged to its level "
                 "(critic.stage.level)"
             )
-        for name, planner in {"planner": self.planner, **self.planners}.items():
+        everyone = {"planner": self.planner, **self.planners}
+        blind = [name for name, planner in everyone.items() if stage.cost is None and (planner.judged or 1) > 1]
+        if blind:
+            raise ValueError(
+                f"{', '.join(blind)}: asks a critic of a level above the first, and this checkpoint has none: train "
+                "one (critic=ways_level2, stage critic), or choose planner=hierarchical_graph, which needs none"
+            )
+        for name, planner in everyone.items():
             if planner.depth > depth:
                 raise ValueError(
                     f"the planner {name!r} has {planner.depth} levels, the checkpoint {depth}: stack another "
@@ -218,7 +225,7 @@ class HierarchyExam:
         headline = SubgoalTrace(acting(self.planner, judge), self.planner, SHOWN)
         policies: dict[str, tuple[Policy, Tasks]] = {HEADLINE: (headline, self.tasks[key])}
         for name, planner in self.planners.items():
-            policies[f"{HEADLINE}_{name}"] = (acting(planner), self.few[key])
+            policies[f"{HEADLINE}_{name}"] = (acting(planner, goal if planner.judged is None else judge), self.few[key])
         for name, flat in self.flat.items():
             whole = flat(metric=stage.metric) if callable(flat) else flat
             policies[f"flat_{name}"] = (acting(whole), self.few[key])

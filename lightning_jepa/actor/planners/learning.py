@@ -1,0 +1,96 @@
+"""Mode-2 that learns while it acts: where a plan costs more than was expected, more is expected from now on.
+
+Legend: B episodes, S candidates, H horizon, A action, D state, M metric space, N remembered moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lightning_jepa.actor.planners.shooting import check_positive
+from lightning_jepa.protocols import Cost, Planner, WorldModel
+from lightning_jepa.types import Modulation, Plan
+
+
+class LearningSearch:
+    """Real-time search (Korf 1990, LRTA*) with any planner: C'(s) = C(s) + max_i r_i exp(-d(s, s_i)^2 / 2 width^2).
+
+    A critic that takes a wall for a passage leads into a dead end, and there every plan is to stay. Wherever a plan
+    begins, what it costs is held against what being there was thought to cost, and what was lacking is remembered for
+    as long as the task lasts: the dead end fills up, until the way out is the cheaper one.
+
+        r_i <- C'(plan) - C(s_i),   where it is more
+
+    Args:
+        planner: searches.
+        width: how far around a place what was lacking holds, in the metric's unit.
+        metric: from states [..., D] to a space [..., M].
+
+    Raises:
+        ValueError: if the width is not above zero.
+    """
+
+    def __init__(self, planner: Planner, width: float, metric: Callable[[Tensor], Tensor] | None = None) -> None:
+        check_positive(width=width)
+        self.planner, self.width = planner, width
+        self.metric = nn.Identity() if metric is None else metric
+        self._task: Tensor | None = None
+
+    @property
+    def horizon(self) -> int:
+        """Actions in a plan."""
+        return self.planner.horizon
+
+    @property
+    def action_bound(self) -> float:
+        """Largest norm of an action."""
+        return self.planner.action_bound
+
+    @torch.no_grad()
+    def plan(
+        self,
+        s: Tensor,
+        world_model: WorldModel,
+        cost: Cost,
+        modulation: Modulation,
+        start: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Plan:
+        """See `protocols.Planner`."""
+        if self._task is not modulation.goal:
+            self._task = modulation.goal
+            self._places, self._lacking = self.metric(s[:, None])[:, :0], s.new_zeros(len(s), 0)
+        found = self.planner.plan(s, world_model, _Raised(cost, self._lacked), modulation, start, generator)
+        still = s.new_zeros(len(s), 1, 1, found.actions.shape[-1])
+        self._more = found.cost - cost(s[:, None, None], still, modulation)[:, 0, 0]
+        return found
+
+    def out_of_reach(self, s: Tensor, subgoal: Tensor, failed: Tensor) -> None:
+        """See `Correctable`."""
+
+    def followed(self, s: Tensor, planned: Tensor) -> None:
+        """See `Correctable`: what was lacking at s [B, D] is remembered where a plan was made."""
+        self._places = torch.cat([self._places, self.metric(s[:, None])], 1)
+        more = self._more.clamp_min(0).masked_fill(~planned, 0.0)
+        self._lacking = torch.cat([self._lacking, more[:, None]], 1)
+
+    def _lacked(self, states: Tensor) -> Tensor:
+        """[B, S, D] -> [B, S]."""
+        if not self._lacking.shape[1]:
+            return states.new_zeros(states.shape[:2])
+        near = torch.exp(-torch.cdist(self.metric(states), self._places).square() / (2 * self.width**2))
+        return (near * self._lacking[:, None]).amax(-1)
+
+
+class _Raised:
+    """A cost, and what was lacking where a plan ends."""
+
+    def __init__(self, cost: Cost, lacked: Callable[[Tensor], Tensor]) -> None:
+        self.cost, self.lacked = cost, lacked
+
+    def __call__(self, states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+        energy = self.cost(states, actions, modulation)
+        return torch.cat([energy[..., :-1], energy[..., -1:] + self.lacked(states[:, :, -1])[..., None]], -1)
