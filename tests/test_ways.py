@@ -172,7 +172,11 @@ def test_lessons_are_discounted_sums_along_the_way() -> None:
     assert begin.shape == (50, 4)
     assert end.shape == (50, 1)
     assert len(begin.unique()) == len(end.unique()) == len(AROUND)
-    torch.testing.assert_close(lesson.cost, 2 * (1 - 0.9 ** steps[begin, end]) / 0.1)
+    away = steps[begin, end]
+    torch.testing.assert_close(lesson.cost, 2 * (1 - 0.9**away) / 0.1)
+    assert lesson.weight is not None
+    weight = 0.9 ** (-2 * away) / (away + 1)  # of steps more or less, which change the sum by gamma^n ln gamma
+    torch.testing.assert_close(lesson.weight, weight / weight.mean())
 
 
 def test_lessons_are_drawn_from_walks_that_came_before_until_there_are_newer_ones() -> None:

@@ -27,6 +27,7 @@ class Lesson(NamedTuple):
     goals: Tensor  # [B, D] or [B, 1, D]
     u: Tensor  # [B, K] or [B, 1, K]
     cost: Tensor  # [B] or [B, S]: to expect
+    weight: Tensor | None = None  # of squared errors, as many; none: one each
 
 
 class Learner(NamedTuple):

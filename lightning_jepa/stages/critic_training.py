@@ -187,7 +187,8 @@ class CriticTraining(StageAbove):
         lesson = self.target(self.learner())
         error, expected = self.errors(lesson)
         asymmetry = torch.where(error < 0, 1 - self.expectile, self.expectile)
-        loss = 2 * (asymmetry * error.square()).mean()
+        squared = error.square() if lesson.weight is None else error.square() * lesson.weight
+        loss = 2 * (asymmetry * squared).mean()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/rank_correlation", rank_correlation(expected.detach(), lesson))
         return loss

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from lightning_jepa.stages.critic_targets import Learner, Lesson
 
 NO_WAY = 1e6  # steps
+STEEP = 10.0  # the most that a squared error is weighed up by
 
 
 class _Walk(NamedTuple):
@@ -31,7 +32,7 @@ class WalkedWays:
     A walk that comes by the same place twice, as the metric sees it, has a short cut there. Where there is one way
     alone between any two places, every shortest way within a walk is the true one; the walks have to be long enough to
     lead past places that are far apart. Nothing is imagined, so no way leads through a wall. Each lesson is drawn from
-    many walks: what a critic of ways lacks longest is layouts.
+    many walks: what a critic of ways lacks longest is layouts. Errors count by their share of the way.
 
     Args:
         goals: G, each of a walk of its own.
@@ -79,7 +80,12 @@ class WalkedWays:
         goals, states, away = map(torch.stack, zip(*(self._lesson(walk, generator) for walk in drawn), strict=True))
         u = learner.weighing(self.goals, generator).to(goals.device)[:, None]
         gamma = learner.critic.discount
-        return Lesson(states.float(), goals.float(), u, u[..., 0] * (1 - gamma**away) / (1 - gamma))
+        cost = u[..., 0] * (1 - gamma**away) / (1 - gamma)
+        steep = gamma ** (
+            -2 * away
+        )  # squared errors of steps, where those of discounted sums hardly tell far from farther
+        weight = steep.clamp_max(STEEP) / (away + self.stride)
+        return Lesson(states.float(), goals.float(), u, cost, weight / weight.mean())
 
     def steps(self, places: Tensor, episode: Tensor, time: Tensor) -> Tensor:
         """Shortest ways between moments at places [B, N, M] of the metric, whose episodes and times are [B, N].
