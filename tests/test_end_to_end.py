@@ -231,15 +231,14 @@ def test_a_critic_of_pain_from_a_world_to_its_results(tmp_path: Path) -> None:
 def test_levels_stack_by_configuration_alone(tmp_path: Path) -> None:
     """The experiment `maze` at its smallest, with a third level; then another level 3 on the level 2 that is there."""
     tiny = {"experiment": "maze_tiny"}
-    few = ("scouts.rounds=1", "explorer.origins=4", "explorer.nodes=16", "explorer.branches=4")
-    above = [f"planner.planners.level2.{number}" for number in few]
-    written = pipeline.pipeline(configuration(tmp_path, "run", "tracking=none", *above, **tiny))
+    written = pipeline.pipeline(configuration(tmp_path, "run", "tracking=none", **tiny))
     assert written is not None
     found = results.load(written)
     keys = {"hierarchical_success_5_7", "hierarchical_success_8_12", "flat_success_5_7", "flat_success_8_12"}
     keys |= {"evaluations_ratio", "distractor_probe_s1", "distractor_probe_s2", "room_probe_s2", "room_probe_s3"}
     assert keys | {f"level{level}_error_{ahead}" for level in (1, 2, 3) for ahead in (8, 16)} <= found.metrics.keys()
-    rows = {"hierarchical", "hierarchical_cem", "hierarchical_reactive", "hierarchical_three", "oracle_subgoals"}
+    rows = {"hierarchical", "hierarchical_cem", "hierarchical_graph", "hierarchical_reactive", "hierarchical_three"}
+    rows |= {"critic_alone", "oracle_subgoals"}
     assert rows <= found.tables["5_7"].keys()
     stage = checkpoint.load_stage(tmp_path / "run" / "level3_seed_0" / checkpoint.LAST)
     assert isinstance(stage.jepa, HierarchicalJEPA)
@@ -266,17 +265,16 @@ def test_windows_too_long_for_a_level_are_found_before_the_levels_below_train(tm
 
 def test_a_critic_of_level_2_by_configuration_alone(tmp_path: Path) -> None:
     """Trained on the states of level 2, and asked by the planner of that level."""
-    stages = "stages=[collect,pretrain,level2,level3,critic,evaluate]"
-    given = ("tracking=none", stages, "planner=hierarchical")
-    written = pipeline.pipeline(configuration(tmp_path, "run", *given, "planner.judged=2", experiment="maze_tiny"))
+    tiny = {"experiment": "maze_programme_tiny"}
+    written = pipeline.pipeline(configuration(tmp_path, "run", "tracking=none", **tiny))
     assert written is not None
     assert "critic_seconds" in results.load(written).cost
     stage = checkpoint.load_stage(tmp_path / "run" / "critic_seed_0" / checkpoint.LAST)
     assert stage.critic.members[0].features.state_size == stage.jepa.level(2).jepa.state_size == 972
+    given = ("tracking=none", "planner.judged=null", "resume=auto", "stages=[evaluate]")
+    again = configuration(tmp_path, "run", *given, **tiny)
     with pytest.raises(ValueError, match=r"has a critic, and the planner does not ask it: set planner\.judged"):
-        pipeline.pipeline(
-            configuration(tmp_path, "run", *given, "resume=auto", "stages=[evaluate]", experiment="maze_tiny")
-        )
+        pipeline.pipeline(again)
 
 
 def command(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
