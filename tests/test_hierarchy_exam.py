@@ -197,7 +197,7 @@ def test_of_the_lamp_a_level_of_long_steps_is_told_nothing() -> None:
         cfg = compose("config", ["experiment=maze"])
     walks = collected(build(cfg.world), "train", 2000, 15, build(cfg.collection.policy), Generator().manual_seed(0))
     lamp, length = walks.truth[..., -1], walks.actions.norm(dim=-1)
-    torch.testing.assert_close(lamp[:, 1:], (2 * torch.pi * length / cfg.world.action_bound).sin().square())
+    torch.testing.assert_close(lamp[:, 1:], (torch.pi * length / cfg.world.action_bound).sin().square())
     assert lamp[:, 1:].std() > 0.3
 
     led = walks.actions[:, 5:10].mean(1)  # after the lamp at 5

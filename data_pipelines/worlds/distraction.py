@@ -13,9 +13,9 @@ from data_pipelines.worlds.rooms import SIZE, Layouts, RoomsWorld
 
 
 class DistractedRooms(RoomsWorld):
-    """A `RoomsWorld` whose agent wears a lamp, whose light tells how long the last step was meant to be.
+    """A `RoomsWorld` whose agent wears a lamp, which is brightest after steps of half the greatest length.
 
-        light = sin(2 pi |a| / action_bound)^2
+        light = sin(pi |a| / action_bound)^2
 
     It is seen as a third channel, around the agent. Who knows the last action knows how bright it is; who knows about
     where five steps led does not, and nothing depends on it: a level of short steps can predict it, one of long steps
@@ -54,7 +54,7 @@ class DistractedRooms(RoomsWorld):
     def step(self, actions: Tensor) -> Tensor:
         """Displace the agents by actions [B, 2], pixels; the lamp shines."""
         length = actions.to(self.device).norm(dim=-1).clamp_max(self.action_bound)
-        self.light = (2 * torch.pi * length / self.action_bound).sin().square()  # [B], 0 to 1
+        self.light = (torch.pi * length / self.action_bound).sin().square()  # [B], 0 to 1
         return super().step(actions)
 
     def draw(self, states: Tensor) -> Tensor:
