@@ -17,7 +17,7 @@ from lightning_jepa.cost.critic import Critic
 from lightning_jepa.cost.effort import Effort
 from lightning_jepa.cost.goal import GoalEnergy
 from lightning_jepa.cost.intrinsic import IntrinsicCost
-from lightning_jepa.cost.ways import FAR, MOVES, WayNetwork, _beside, _Shortest
+from lightning_jepa.cost.ways import FAR, MOVES, ShortestWays, WayNetwork, around
 from lightning_jepa.memory.episodic import EpisodicMemory
 from lightning_jepa.stages.critic_targets import Learner
 from lightning_jepa.stages.critic_training import CriticTraining
@@ -93,11 +93,11 @@ def test_gradients_are_those_through_every_sweep(seed: int) -> None:
     def swept(cost: Tensor, begin: Tensor, sweeps: int) -> Tensor:
         v = begin
         for _ in range(sweeps):
-            v = torch.minimum(v, (cost + _beside(v)).amin(1))
+            v = torch.minimum(v, (cost + around(v)).amin(1))
         return v
 
     found = []
-    for way in (swept, _Shortest.apply):
+    for way in (swept, ShortestWays.apply):
         inputs = [cost.clone().requires_grad_(), begin.clone().requires_grad_()]
         values = way(*inputs, 20)
         (values * weight).sum().backward()

@@ -17,9 +17,9 @@ class DistractedRooms(RoomsWorld):
 
         light = sin(pi |a| / action_bound)^2
 
-    It is seen as a third channel, around the agent. Who knows the last action knows how bright it is; who knows about
-    where five steps led does not, and nothing depends on it: a level of short steps can predict it, one of long steps
-    has to leave it out. (Other lamps were no test, see docs/hierarchy.md.)
+    It is seen as a third channel, around the agent. Who knows the last action knows how bright it is; of where the next
+    five steps lead it tells nothing, and nothing depends on it: a level of short steps can predict it, one of long
+    steps has no use for it. (What other lamps were worth is in docs/hierarchy.md.)
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.

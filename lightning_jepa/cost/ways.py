@@ -63,7 +63,8 @@ class WayNetwork(nn.Module):
         self.shape, self.discount, self.sweeps, self.body_size = tuple(state_shape), discount, sweeps, body_size
         c = state_shape[0]
         dear = nn.Conv2d(channels, len(MOVES), 1)
-        nn.init.constant_(dear.bias, WALL)  # type: ignore[arg-type]  # it has a bias
+        assert dear.bias is not None
+        nn.init.constant_(dear.bias, WALL)
         self.beside = nn.Sequential(
             nn.Conv2d(c, channels, 3, padding=1),
             nn.ReLU(),
@@ -90,7 +91,7 @@ class WayNetwork(nn.Module):
         there = self._place(g, s[:, :1])[:, 0]
         begin = torch.where(there > 0, -self.temper.abs() * there.clamp_min(1e-9).log(), FAR)
         cost = self.beside(g[:, 0]).float().clamp_max(DEAR).exp()
-        v = _Shortest.apply(cost, begin, self.sweeps)
+        v = ShortestWays.apply(cost, begin, self.sweeps)
         return (here * v[:, None]).flatten(2).sum(-1)
 
     def _map(self, states: Tensor) -> Tensor:
@@ -107,21 +108,22 @@ class WayNetwork(nn.Module):
         return (share / share.sum(-1, keepdim=True)).view_as(differ)
 
 
-class _Shortest(torch.autograd.Function):
-    """v from c [G, 8, h, w] and the goal's own v [G, h, w]; ten times as fast as to go back through every sweep.
+class ShortestWays(torch.autograd.Function):
+    """v from c [G, 8, h, w] and how it begins [G, h, w]; ten times as fast as to go back through every sweep.
 
     What v[p] changes with are the moves of the shortest way from p, and where it ends: each is followed to its end.
     """
 
     @staticmethod
     def forward(ctx: Any, cost: Tensor, begin: Tensor, sweeps: int) -> Tensor:
+        """[G, 8, h, w], [G, h, w] -> [G, h, w]."""
         v = begin
         for _ in range(sweeps):
-            nearer = torch.minimum(v, (cost + _beside(v)).amin(1))
+            nearer = torch.minimum(v, (cost + around(v)).amin(1))
             if torch.equal(nearer, v):
                 break
             v = nearer
-        best, move = (cost + _beside(v)).min(1)
+        best, move = (cost + around(v)).min(1)
         ends = begin <= best
         h, w = v.shape[-2:]
         ahead = torch.tensor([y * w + x for y, x in MOVES], device=v.device)[move]
@@ -132,6 +134,7 @@ class _Shortest(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Of v [G, h, w]: those of c and begin."""
         following, move, ends = ctx.saved_tensors
         shape, going = gradients[0].shape, gradients[0].flatten(1)
         passed, ended = torch.zeros_like(going), torch.zeros_like(going)
@@ -152,8 +155,8 @@ def _each(layer: nn.Module, maps: Tensor) -> Tensor:
     return found.view(*maps.shape[:2], *found.shape[1:])
 
 
-def _beside(v: Tensor) -> Tensor:
+def around(v: Tensor) -> Tensor:
     """What the eight places around each say, [G, h, w] -> [G, 8, h, w]."""
     h, w = v.shape[-2:]
-    around = F.pad(v, (1, 1, 1, 1), value=FAR)
-    return torch.stack([around[:, 1 + y : 1 + y + h, 1 + x : 1 + x + w] for y, x in MOVES], 1)
+    padded = F.pad(v, (1, 1, 1, 1), value=FAR)
+    return torch.stack([padded[:, 1 + y : 1 + y + h, 1 + x : 1 + x + w] for y, x in MOVES], 1)

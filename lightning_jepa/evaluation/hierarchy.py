@@ -229,8 +229,9 @@ class HierarchyExam:
         for name, flat in self.flat.items():
             whole = flat(metric=stage.metric) if callable(flat) else flat
             policies[f"flat_{name}"] = (acting(whole), self.few[key])
-        if stage.cost is not None and self.planner.judged == 2:
-            above = JudgedAbove(stage.cost, model.above(2).encode)
+        judged = self.planner.judged or 1
+        if stage.cost is not None and judged > 1:
+            above = JudgedAbove(stage.cost, lambda states: model.lift(states, judged))
             policies["critic_alone"] = acting(self.planner.lowest, above), self.few[key]
         policies["oracle_subgoals"] = acting(self.planner.led_by(oracle), judge, oracle.prepare), self.few[key]
         policies["random_subgoals"] = acting(self.planner.led_by(drawn), judge), self.few[key]

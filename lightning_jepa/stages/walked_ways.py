@@ -81,9 +81,8 @@ class WalkedWays:
         u = learner.weighing(self.goals, generator).to(goals.device)[:, None]
         gamma = learner.critic.discount
         cost = u[..., 0] * (1 - gamma**away) / (1 - gamma)
-        steep = gamma ** (
-            -2 * away
-        )  # squared errors of steps, where those of discounted sums hardly tell far from farther
+        # Squared errors of steps: those of discounted sums hardly tell far from farther.
+        steep = gamma ** (-2 * away)
         weight = steep.clamp_max(STEEP) / (away + self.stride)
         return Lesson(states.float(), goals.float(), u, cost, weight / weight.mean())
 
