@@ -23,7 +23,6 @@ class DistractedRooms(RoomsWorld):
 
     Args:
         layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device: see `RoomsWorld`.
-        lamp_std: how far the lamp shines, standard deviation of its spot, pixels.
 
     Raises:
         ValueError: as `RoomsWorld`.
@@ -39,10 +38,8 @@ class DistractedRooms(RoomsWorld):
         radius: float = 0.5,
         blob_std: float = 1.3,
         device: str = "cpu",
-        lamp_std: float = 4.0,
     ) -> None:
         super().__init__(layouts, name, resolution, episode_steps, action_bound, radius, blob_std, device)
-        self.lamp_std = lamp_std
         self.observation_shape = (3, resolution, resolution)
         self.truth_names = (*self.truth_names, "light")
 
@@ -59,7 +56,7 @@ class DistractedRooms(RoomsWorld):
 
     def draw(self, states: Tensor) -> Tensor:
         """What would be seen in the given states [B, 2]: uint8 [B, 3, h, w], agent, walls and light."""
-        light = blob(states, SIZE, self.stride, self.lamp_std) * self.light[:, None, None]
+        light = blob(states, SIZE, self.stride, self.blob_std) * self.light[:, None, None]
         return torch.cat([super().draw(states), light[:, None].mul(255).round().to(torch.uint8)], 1)
 
     def truth(self) -> Tensor:
