@@ -46,7 +46,7 @@ class Beside(nn.Module):
 
 def network(**arguments: int) -> WayNetwork:
     """One that sees where the agent is."""
-    made = WayNetwork((2, 5, 5), 0.9, channels=1, **arguments)
+    made = WayNetwork((2, 5, 5), 0.9, crossing=1.0, channels=1, **arguments)
     made.beside = nn.Sequential(Beside())
     for weight in [*made.own.parameters(), *made.other.parameters(), *made.place.parameters()]:
         nn.init.zeros_(weight)
@@ -114,7 +114,7 @@ def test_one_goal_for_many_states_is_asked_for_once_and_means_the_same() -> None
 
 def test_what_is_learned_reaches_every_weight() -> None:
     torch.manual_seed(0)
-    made = WayNetwork((2, 5, 5), 0.9, channels=4)
+    made = WayNetwork((2, 5, 5), 0.9, crossing=1.0, channels=4)
     made(torch.randn(16, 4, 50), torch.randn(16, 1, 50), torch.ones(16, 1, 1)).sum().backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in made.parameters())
     reached = {name for name, weight in made.named_parameters() if weight.grad is not None and weight.grad.any()}
@@ -134,7 +134,7 @@ def walk(places: list[tuple[float, float]], critic: Critic) -> Learner:
 
 
 AROUND = [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 1.0), (1.0, 1.0), (0.0, 1.0), (0.0, 0.1)]
-CRITIC = Critic([WayNetwork((2, 5, 5), 0.9)], terms=1, discount=0.9)
+CRITIC = Critic([WayNetwork((2, 5, 5), 0.9, crossing=1.0)], terms=1, discount=0.9)
 
 
 def shortest(target: WalkedWays) -> Tensor:
@@ -189,7 +189,7 @@ def test_lessons_are_drawn_from_walks_that_came_before_until_there_are_newer_one
 def test_a_critic_learns_ways_from_the_stream(tmp_path: Path) -> None:
     shards = collect_shards(tmp_path / "data")
     torch.manual_seed(0)
-    members = [WayNetwork(SHAPE, 0.97, channels=4, sweeps=6)]
+    members = [WayNetwork(SHAPE, 0.97, crossing=3.0, channels=4, sweeps=6)]
     made = CriticTraining(
         stage(),
         partial(IntrinsicCost, GOAL),
@@ -207,11 +207,11 @@ def test_a_critic_learns_ways_from_the_stream(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"state_shape=\[50\]"):
-        WayNetwork((50,), 0.9)
+        WayNetwork((50,), 0.9, crossing=1.0)
     with pytest.raises(ValueError, match="sweeps=0"):
-        WayNetwork((2, 5, 5), 0.9, sweeps=0)
+        WayNetwork((2, 5, 5), 0.9, crossing=1.0, sweeps=0)
     with pytest.raises(ValueError, match="terms=2: ways lead to the goal"):
-        WayNetwork((2, 5, 5), 0.9, terms=2)
+        WayNetwork((2, 5, 5), 0.9, crossing=1.0, terms=2)
     with pytest.raises(ValueError, match="near=0"):
         WalkedWays(1, 1, near=0)
     with pytest.raises(ValueError, match="nothing was walked"):

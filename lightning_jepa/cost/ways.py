@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MOVES = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
-FAR = 1000.0  # steps; more than any way takes
-DEAR = 6.0  # the logarithm of what a step beside can cost at most
-WALL = 2.7  # and of what it costs at first: a wall is everywhere
+FAR = 1000.0  # places; longer than any way
+DEAR = 5.0  # the logarithm of what a move to a place beside can cost at most
+WALL = 1.6  # and of what it costs at first: a wall is everywhere
 FAINT = 0.3  # a share of the likeliest place; less is no place
 
 
 class WayNetwork(nn.Module):
     """How many steps it is to the goal, along the map's places: a member of a `Critic` of the goal's energy alone.
 
-        v[p] <- min(v[p], min_q c[p, q] + v[q]),   v[p] = -temper log P_g(p),   steps = sum_p P_s(p) v[p]
+        v[p] <- min(v[p], min_q c[p, q] + v[q]),   v[p] = -temper log P_g(p),   steps = crossing sum_p P_s(p) v[p]
 
-    c, the steps to one of the eight places beside, is read off the surroundings of a place in the goal's state, which
+    c, what a move to one of the eight places beside costs, is read off the surroundings of a place in the goal's state, which
     was seen, where the states to be judged are imagined. What a wall is is learned once for all layouts, and long ways
     are made of short ones: they are found in layouts that were never seen. An MLP has to learn each by heart. P_s and
     P_g, where the agent is and where it would be at the goal, are mostly where two states differ, a state from the
@@ -34,6 +34,8 @@ class WayNetwork(nn.Module):
     Args:
         state_shape: c, h and w, with D = c h w.
         discount: the critic's.
+        crossing: steps of the critic's level that lead across a place. What a way costs begins and is learned in this
+            unit: where walls began at 25 times of it instead of 5, all ways of a maze led through them at last.
         terms: K, which has to be 1.
         channels: of the convolutions.
         sweeps: how many places a way may have.
@@ -47,20 +49,22 @@ class WayNetwork(nn.Module):
         self,
         state_shape: Sequence[int],
         discount: float,
+        crossing: float,
         terms: int = 1,
         channels: int = 32,
         sweeps: int = 48,
         body_size: int = 0,
     ) -> None:
         super().__init__()
-        if len(state_shape) != 3 or min(*state_shape, channels, sweeps) < 1:
+        if len(state_shape) != 3 or min(*state_shape, channels, sweeps) < 1 or crossing <= 0:
             raise ValueError(
-                f"state_shape={list(state_shape)}, channels={channels}, sweeps={sweeps}: give channels, height and "
-                "width of the state's map, and numbers of 1 or more"
+                f"state_shape={list(state_shape)}, channels={channels}, sweeps={sweeps}, crossing={crossing}: give "
+                "channels, height and width of the state's map, numbers of 1 or more, and steps above 0"
             )
         if terms != 1:
             raise ValueError(f"terms={terms}: ways lead to the goal, and no other intrinsic term is known along them")
-        self.shape, self.discount, self.sweeps, self.body_size = tuple(state_shape), discount, sweeps, body_size
+        self.shape, self.discount, self.crossing = tuple(state_shape), discount, crossing
+        self.sweeps, self.body_size = sweeps, body_size
         c = state_shape[0]
         dear = nn.Conv2d(channels, len(MOVES), 1)
         assert dear.bias is not None
@@ -75,7 +79,7 @@ class WayNetwork(nn.Module):
         self.own = nn.Conv2d(c, channels, 3, padding=1)
         self.other = nn.Conv2d(c, channels, 3, padding=1)
         self.place = nn.Conv2d(channels, 1, 1)
-        self.temper = nn.Parameter(torch.tensor(1.0))
+        self.temper = nn.Parameter(torch.tensor(1 / 3))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def forward(self, states: Tensor, goals: Tensor, share: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ class WayNetwork(nn.Module):
         begin = torch.where(there > 0, -self.temper.abs() * there.clamp_min(1e-9).log(), FAR)
         cost = self.beside(g[:, 0]).float().clamp_max(DEAR).exp()
         v = ShortestWays.apply(cost, begin, self.sweeps)
-        return (here * v[:, None]).flatten(2).sum(-1)
+        return self.crossing * (here * v[:, None]).flatten(2).sum(-1)
 
     def _map(self, states: Tensor) -> Tensor:
         external = states[..., : states.shape[-1] - self.body_size]
