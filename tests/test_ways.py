@@ -44,9 +44,9 @@ class Beside(nn.Module):
         return torch.where(straight & (maps[:, :1] == 0), 2.0, 400.0).log()
 
 
-def network(**arguments: int) -> WayNetwork:
+def network(crossing: float = 1.0, **arguments: int) -> WayNetwork:
     """One that sees where the agent is."""
-    made = WayNetwork((2, 5, 5), 0.9, crossing=1.0, channels=1, **arguments)
+    made = WayNetwork((2, 5, 5), 0.9, crossing, channels=1, **arguments)
     made.beside = nn.Sequential(Beside())
     for weight in [*made.own.parameters(), *made.other.parameters(), *made.place.parameters()]:
         nn.init.zeros_(weight)
@@ -66,6 +66,12 @@ def test_steps_are_those_of_the_shortest_way_around_walls() -> None:
     starts, goal = [(0, 0), (0, 4), (2, 2), (4, 2), (4, 4)], (2, 2)
     found = network().steps(at(*starts)[None], at(goal))
     torch.testing.assert_close(found, 2.0 * torch.tensor([[4.0, 8.0, 0.0, 2.0, 4.0]]), atol=0.01, rtol=0)
+
+
+def test_a_critic_of_longer_steps_counts_fewer() -> None:
+    """steps = crossing sum_p P_s(p) v[p]."""
+    ways = at((0, 0), (4, 4))[None], at((2, 2))
+    torch.testing.assert_close(network(crossing=0.2).steps(*ways), network().steps(*ways) / 5)
 
 
 def test_a_way_has_as_many_places_as_there_are_sweeps() -> None:
@@ -210,6 +216,8 @@ def test_what_does_not_fit_is_refused() -> None:
         WayNetwork((50,), 0.9, crossing=1.0)
     with pytest.raises(ValueError, match="sweeps=0"):
         WayNetwork((2, 5, 5), 0.9, crossing=1.0, sweeps=0)
+    with pytest.raises(ValueError, match="crossing=0"):
+        WayNetwork((2, 5, 5), 0.9, crossing=0)
     with pytest.raises(ValueError, match="terms=2: ways lead to the goal"):
         WayNetwork((2, 5, 5), 0.9, crossing=1.0, terms=2)
     with pytest.raises(ValueError, match="near=0"):
