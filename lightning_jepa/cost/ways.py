@@ -24,12 +24,12 @@ class WayNetwork(nn.Module):
 
         v[p] <- min(v[p], min_q c[p, q] + v[q]),   v[p] = -temper log P_g(p),   steps = crossing sum_p P_s(p) v[p]
 
-    c, what a move to one of the eight places beside costs, is read off the surroundings of a place in the goal's state, which
-    was seen, where the states to be judged are imagined. What a wall is is learned once for all layouts, and long ways
-    are made of short ones: they are found in layouts that were never seen. An MLP has to learn each by heart. P_s and
-    P_g, where the agent is and where it would be at the goal, are mostly where two states differ, a state from the
-    goal's and the goal's from the first of the states. What it says is 1 - discount^steps, the discounted sum of a
-    cost of one until the goal is reached, in units of the largest.
+    c, what a move to one of the eight places beside costs, is read off the surroundings of a place in the goal's
+    state, which was seen, where the states to be judged are imagined. What a wall is is learned once for all
+    layouts, and long ways are made of short ones: they are found in layouts that were never seen. An MLP has to
+    learn each by heart. P_s and P_g, where the agent is and where it would be at the goal, are mostly where two
+    states differ, a state from the goal's and the goal's from the first of the states. What it says is 1 -
+    discount^steps, the discounted sum of a cost of one until the goal is reached, in units of the largest.
 
     Args:
         state_shape: c, h and w, with D = c h w.
