@@ -48,15 +48,29 @@ def search() -> CEM:
 
 
 def test_a_dead_end_fills_up_until_the_way_out_is_cheaper() -> None:
-    """C'(s) = C(s) + max_i r_i exp(-d^2 / 2 width^2), r_i <- C'(plan) - C(s_i)."""
+    """C'(s) = C(s) + max_i r_i exp(-d^2 / 2 width^2), r_i <- haste (C'(plan) - C(s_i))."""
     starts = torch.tensor([[5.0], [4.5]])
     assert (ends(search(), 60, starts)[:, -1] - 5).abs().max() < 0.5
-    found = ends(LearningSearch(search(), width=0.5), 200, starts)
+    found = ends(LearningSearch(search(), width=0.5, arrived=0.2), 200, starts)
     assert (found[:, -1] - 10).abs().max() < 0.5
+    hasty = ends(LearningSearch(search(), width=0.5, arrived=0.2, haste=3.0), 200, starts)
+    out, sooner = ((path > 8).float().argmax(1) for path in (found, hasty))
+    assert (sooner < out).all()
+
+
+def test_at_the_goal_nothing_is_lacking() -> None:
+    """C'(goal) = C(goal), whatever was learned beside it: who is there stays."""
+    starts = torch.full((2, 1), 10.0)
+    unkind = lambda states, actions, modulation: torch.ones_like(states[..., 0])  # noqa: E731
+    planner, asked = LearningSearch(search(), width=0.5, arrived=0.2), Modulation(starts)
+    for _ in range(30):
+        plan = planner.plan(starts, Line(), unkind, asked, generator=Generator().manual_seed(0))
+        planner.followed(starts, torch.ones(2, dtype=torch.bool))
+    assert (plan.states[:, -1] - 10).abs().max() < 0.2
 
 
 def test_what_was_learned_is_forgotten_with_the_task_and_by_whom_it_was_not_followed() -> None:
-    planner, s = LearningSearch(search(), width=0.5), torch.tensor([[5.0], [5.0]])
+    planner, s = LearningSearch(search(), width=0.5, arrived=0.2), torch.tensor([[5.0], [5.0]])
     one, other = (Modulation(torch.full_like(s, goal)) for goal in (10.0, 10.0))
     fresh = planner.plan(s, Line(), dead_end, one, generator=Generator().manual_seed(0)).cost
     planner.followed(s, torch.tensor([True, False]))
@@ -67,6 +81,7 @@ def test_what_was_learned_is_forgotten_with_the_task_and_by_whom_it_was_not_foll
     assert torch.equal(forgotten, fresh)
 
 
-def test_a_width_is_a_distance() -> None:
-    with pytest.raises(ValueError, match="width=0"):
-        LearningSearch(search(), width=0)
+@pytest.mark.parametrize("number", ["width", "arrived", "haste"])
+def test_numbers_are_above_zero(number: str) -> None:
+    with pytest.raises(ValueError, match=f"{number}=0"):
+        LearningSearch(search(), **{"width": 0.5, "arrived": 0.2, number: 0.0})

@@ -40,7 +40,8 @@ class WalkedWays:
         walks: how many are kept to draw from; the oldest go.
         stride: steps of the critic's level between successive moments.
         near: two moments are at one place if they are at most so many steps apart, as the metric sees it. Less than a
-            wall is thick. (What a step is, the .9 quantile of successive moments says: some go by in front of a wall.)
+            wall is thick. (What a step is, the .9 quantile of successive moments says, on average over all calls: some
+            go by in front of a wall.)
 
     Raises:
         ValueError: if a number is not positive.
@@ -55,6 +56,7 @@ class WalkedWays:
             )
         self.goals, self.states, self.stride, self.near = goals, states, stride, near
         self._walks = deque[_Walk](maxlen=walks)
+        self._step, self._seen = 0.0, 0  # in the metric's unit; one batch alone says it 5 % too small or too large
 
     def unseen(self) -> WalkedWays:
         """See `CriticTarget`. It keeps walks of its own."""
@@ -97,7 +99,9 @@ class WalkedWays:
         apart = torch.cdist(places.float(), places.float())
         if not successive.any():
             return torch.full_like(apart, NO_WAY)
-        apart = apart * self.stride / apart[successive].quantile(0.9).clamp_min(1e-9)
+        self._seen += 1
+        self._step += (float(apart[successive].quantile(0.9)) - self._step) / self._seen
+        apart = apart * self.stride / max(self._step, 1e-9)
         away = torch.where(same & (apart <= self.near), apart, NO_WAY)
         away = torch.where(successive, away.clamp_max(self.stride), away)
         for by in range(away.shape[1]):

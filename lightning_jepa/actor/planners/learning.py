@@ -16,26 +16,37 @@ from lightning_jepa.types import Modulation, Plan
 
 
 class LearningSearch:
-    """Real-time search (Korf 1990, LRTA*) with any planner: C'(s) = C(s) + max_i r_i exp(-d(s, s_i)^2 / 2 width^2).
+    """Real-time search (Korf 1990, LRTA*) with any planner.
+
+        C'(s) = C(s) + (1 - exp(-d(s, goal)^2 / 2 arrived^2)) max_i r_i exp(-d(s, s_i)^2 / 2 width^2)
+        r_i <- haste (C'(plan) - C(s_i)),   where it is more than nothing
 
     A critic that takes a wall for a passage leads into a dead end, and there every plan is to stay. Wherever a plan
     begins, what it costs is held against what being there was thought to cost, and what was lacking is remembered for
-    as long as the task lasts: the dead end fills up, until the way out is the cheaper one.
-
-        r_i <- C'(plan) - C(s_i),   where it is more
+    as long as the task lasts: the dead end fills up, until the way out is the cheaper one. With haste it does so within
+    the task's time; at the goal nothing fills up, or whoever is there would be driven out again.
 
     Args:
         planner: searches.
         width: how far around a place what was lacking holds, in the metric's unit.
+        arrived: the same around the goal, where nothing is thought to be lacking.
+        haste: how many times what was lacking is expected in future.
         metric: from states [..., D] to a space [..., M].
 
     Raises:
-        ValueError: if the width is not above zero.
+        ValueError: if a number is not above zero.
     """
 
-    def __init__(self, planner: Planner, width: float, metric: Callable[[Tensor], Tensor] | None = None) -> None:
-        check_positive(width=width)
-        self.planner, self.width = planner, width
+    def __init__(
+        self,
+        planner: Planner,
+        width: float,
+        arrived: float,
+        haste: float = 1.0,
+        metric: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        check_positive(width=width, arrived=arrived, haste=haste)
+        self.planner, self.width, self.arrived, self.haste = planner, width, arrived, haste
         self.metric = nn.Identity() if metric is None else metric
         self._task: Tensor | None = None
 
@@ -61,7 +72,7 @@ class LearningSearch:
     ) -> Plan:
         """See `protocols.Planner`."""
         if self._task is not modulation.goal:
-            self._task = modulation.goal
+            self._task, self._goal = modulation.goal, self.metric(modulation.goal[:, None])
             self._places, self._lacking = self.metric(s[:, None])[:, :0], s.new_zeros(len(s), 0)
         found = self.planner.plan(s, world_model, _Raised(cost, self._lacked), modulation, start, generator)
         still = s.new_zeros(len(s), 1, 1, found.actions.shape[-1])
@@ -74,15 +85,17 @@ class LearningSearch:
     def followed(self, s: Tensor, planned: Tensor) -> None:
         """See `Correctable`: what was lacking at s [B, D] is remembered where a plan was made."""
         self._places = torch.cat([self._places, self.metric(s[:, None])], 1)
-        more = self._more.clamp_min(0).masked_fill(~planned, 0.0)
+        more = self.haste * self._more.clamp_min(0).masked_fill(~planned, 0.0)
         self._lacking = torch.cat([self._lacking, more[:, None]], 1)
 
     def _lacked(self, states: Tensor) -> Tensor:
         """[B, S, D] -> [B, S]."""
         if not self._lacking.shape[1]:
             return states.new_zeros(states.shape[:2])
-        near = torch.exp(-torch.cdist(self.metric(states), self._places).square() / (2 * self.width**2))
-        return (near * self._lacking[:, None]).amax(-1)
+        places = self.metric(states)
+        near = torch.exp(-torch.cdist(places, self._places).square() / (2 * self.width**2))
+        there = torch.exp(-(places - self._goal).square().sum(-1) / (2 * self.arrived**2))
+        return (1 - there) * (near * self._lacking[:, None]).amax(-1)
 
 
 class _Raised:
