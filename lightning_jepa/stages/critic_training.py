@@ -51,6 +51,7 @@ class CriticTraining(StageAbove):
         warm_up: share of the steps in which the learning rate rises, before it falls along a cosine.
         seed: of what is drawn.
         level: of a hierarchy, whose states the critic judges and whose metric the intrinsic cost takes.
+        view: what is done to a window of training before it is encoded, such as `Turned`; none for it as it is.
 
     Raises:
         ValueError: if a number is out of its range, u does not name the intrinsic terms, or there is no such level.
@@ -72,6 +73,7 @@ class CriticTraining(StageAbove):
         warm_up: float = 0.05,
         seed: int = 0,
         level: int = 1,
+        view: Callable[[Window, Generator], Window] | None = None,
     ) -> None:
         super().__init__(previous)
         if not 0 < expectile < 1 or not 0 < follow <= 1 or memory_windows < 1:
@@ -79,7 +81,7 @@ class CriticTraining(StageAbove):
                 f"expectile={expectile}, follow={follow}, memory_windows={memory_windows}: give numbers between 0 and "
                 "1 and at least 1 window"
             )
-        self.level = level
+        self.level, self.view = level, view
         self.intrinsic = intrinsic(metric=self._metric)
         u.check(self.intrinsic)
         if critic.terms != len(self.intrinsic.names):
@@ -183,7 +185,8 @@ class CriticTraining(StageAbove):
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """Remember, draw, learn."""
-        self.remember(batch[0])
+        (window, *_) = batch
+        self.remember(window if self.view is None else self.view(window, self._generator))
         lesson = self.target(self.learner())
         error, expected = self.errors(lesson)
         asymmetry = torch.where(error < 0, 1 - self.expectile, self.expectile)
