@@ -54,6 +54,14 @@ def test_evaluations_are_the_steps_that_the_world_model_made(name: str) -> None:
     assert plan(MAKE[name](memory_mb=0.001), model=model).evaluations == model.steps > 0
 
 
+def test_who_is_there_rests_instead_of_moving_somehow() -> None:
+    """To do nothing is the best there is at the goal, and a candidate whatever a plan starts from."""
+    astray = torch.full((4, 12, 2), 0.5)
+    found = plan(MAKE["cem"](iterations=1, rest=True), s=GOALS, start=astray)
+    assert torch.equal(found.actions, torch.zeros(4, 12, 2))
+    assert plan(MAKE["cem"](iterations=1), s=GOALS, start=astray).cost.min() > 0
+
+
 def test_evaluations_follow_from_the_settings() -> None:
     assert plan(MAKE["cem"]()).evaluations == plan(MAKE["mppi"]()).evaluations == 64 * 4 * 12
     assert plan(MAKE["gradient"]()).evaluations == 8 * 20 * 12
@@ -146,6 +154,7 @@ def test_numbers_out_of_range_are_refused(name: str, wrong: dict[str, float]) ->
     ("name", "wrong"),
     [
         ("cem", {"elites": 65}),
+        ("cem", {"rest": True, "samples": 1, "elites": 1}),
         ("cem", {"least_spread": 2.0}),
         ("icem", {"elites": 65}),
         ("icem", {"kept": 9}),

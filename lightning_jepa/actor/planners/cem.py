@@ -25,9 +25,10 @@ class CEM(Shooting):
         horizon, action_size, action_bound, colour, memory_mb: see `Shooting`.
         spread: standard deviation of the first round, in units of `action_bound`.
         least_spread: no later round is narrower than this, in the same units.
+        rest: whether to do nothing is a candidate of the first round: who has arrived would else have to move somehow.
 
     Raises:
-        ValueError: if a number is out of its range, or there are more elites than samples.
+        ValueError: if a number is out of its range, there are more elites than samples, or one sample alone to rest.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class CEM(Shooting):
         least_spread: float = 0.05,
         colour: float = 2.0,
         memory_mb: float = 256.0,
+        rest: bool = False,
     ) -> None:
         super().__init__(horizon, action_size, action_bound, spread, colour, memory_mb)
         check_counts(samples=samples, iterations=iterations, elites=elites)
@@ -49,7 +51,10 @@ class CEM(Shooting):
             raise ValueError(f"planner.elites={elites}: expected at most planner.samples={samples}")
         if not 0 <= least_spread <= spread:
             raise ValueError(f"planner.least_spread={least_spread}: expected 0 to planner.spread={spread}")
+        if rest and samples < 2:
+            raise ValueError(f"planner.rest={rest}, planner.samples={samples}: expected 2 samples or more")
         self.samples, self.iterations, self.elites, self.least_spread = samples, iterations, elites, least_spread
+        self.rest = rest
 
     @torch.no_grad()
     def plan(
@@ -65,8 +70,10 @@ class CEM(Shooting):
         search = Search(s, world_model, cost, modulation, self.memory_mb)
         mean = warm_start(start, s, self.horizon, self.action_size)
         std = torch.full_like(mean, self.spread * self.action_bound)
-        for _ in range(self.iterations):
+        for turn in range(self.iterations):
             candidates = self.around(mean, std, self.noise(self.samples, generator, s))
+            if self.rest and turn == 0:
+                candidates[:, 1] = 0
             best = search.evaluate(candidates).topk(self.elites, largest=False).indices
             elites = pick(candidates, best)
             mean = elites.mean(1)
