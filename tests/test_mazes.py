@@ -94,5 +94,5 @@ def test_the_lamp_shows_how_long_the_last_step_was_and_changes_nothing_else() ->
         assert torch.equal(seen[:, :2], plain)
         light = (torch.pi * action.norm(dim=1).clamp_max(2.45) / 2.45).sin().square()
         torch.testing.assert_close(lit.truth()[:, -1], light)
-        shone = 255 * blob(lit.state, 65, 2, 4.0) * light[:, None, None]
+        shone = 255 * blob(lit.state, 65, 2, 1.3) * light[:, None, None]
         assert ((seen[:, 2] - shone).abs() <= 0.51).all()
