@@ -30,6 +30,11 @@ def dead_end(states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
     return torch.cat([passed[..., :-1], passed[..., -1:] + expected[..., -1:]], -1)
 
 
+def always_one(states: Tensor, actions: Tensor, modulation: Modulation) -> Tensor:
+    """A cost that nothing lessens."""
+    return torch.ones_like(states[..., 0])
+
+
 def ends(planner: Planner, moves: int, starts: Tensor) -> Tensor:
     """Where agents are after each move, [B, moves]."""
     s, generator, asked, path = starts, Generator().manual_seed(0), Modulation(torch.full_like(starts, 10.0)), []
@@ -61,10 +66,9 @@ def test_a_dead_end_fills_up_until_the_way_out_is_cheaper() -> None:
 def test_at_the_goal_nothing_is_lacking() -> None:
     """C'(goal) = C(goal), whatever was learned beside it: who is there stays."""
     starts = torch.full((2, 1), 10.0)
-    unkind = lambda states, actions, modulation: torch.ones_like(states[..., 0])  # noqa: E731
     planner, asked = LearningSearch(search(), width=0.5, arrived=0.2), Modulation(starts)
     for _ in range(30):
-        plan = planner.plan(starts, Line(), unkind, asked, generator=Generator().manual_seed(0))
+        plan = planner.plan(starts, Line(), always_one, asked, generator=Generator().manual_seed(0))
         planner.followed(starts, torch.ones(2, dtype=torch.bool))
     assert (plan.states[:, -1] - 10).abs().max() < 0.2
 

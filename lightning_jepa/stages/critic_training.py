@@ -185,7 +185,7 @@ class CriticTraining(StageAbove):
 
     def training_step(self, batch: tuple[Window, ...], batch_idx: int) -> Tensor:
         """Remember, draw, learn."""
-        (window, *_) = batch
+        window = batch[0]
         self.remember(window if self.view is None else self.view(window, self._generator))
         lesson = self.target(self.learner())
         error, expected = self.errors(lesson)
