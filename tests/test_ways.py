@@ -185,6 +185,13 @@ def test_lessons_are_discounted_sums_along_the_way() -> None:
     torch.testing.assert_close(lesson.weight, weight / weight.mean())
 
 
+def test_a_metric_that_folds_makes_no_short_cut() -> None:
+    learner = walk(AROUND, CRITIC)
+    folded = learner._replace(metric=nn.Linear(2, 1), generator=Generator().manual_seed(0))
+    nn.init.zeros_(folded.metric.weight)
+    torch.testing.assert_close(WalkedWays(50, 4)(folded).cost, WalkedWays(50, 4)(learner).cost)
+
+
 def test_lessons_are_drawn_from_walks_that_came_before_until_there_are_newer_ones() -> None:
     target = WalkedWays(200, 1, walks=2, near=0.5)
     for east in (0.0, 100.0, 200.0):

@@ -29,19 +29,20 @@ class WalkedWays:
 
         cost = u (1 - gamma^n) / (1 - gamma),   n: steps of the shortest way
 
-    A walk that comes by the same place twice, as the metric sees it, has a short cut there. Where there is one way
-    alone between any two places, every shortest way within a walk is the true one; the walks have to be long enough to
-    lead past places that are far apart. Nothing is imagined, so no way leads through a wall. Each lesson is drawn from
-    many walks: what a critic of ways lacks longest is layouts. Errors count by their share of the way.
+    A walk that comes by the same place twice has a short cut there. Where there is one way alone between any two places,
+    every shortest way within a walk is the true one; the walks have to be long enough to lead past places that are far
+    apart. Nothing is imagined, so no way leads through a wall. Two states are at one place if they are near each other
+    as they are: a metric may fold, and one false short cut in a walk makes all its ways wrong. Each lesson is drawn
+    from many walks: what a critic of ways lacks longest is layouts. Errors count by their share of the way.
 
     Args:
         goals: G, each of a walk of its own.
         states: S, of the same walk.
         walks: how many are kept to draw from; the oldest go.
         stride: steps of the critic's level between successive moments.
-        near: two moments are at one place if they are at most so many steps apart, as the metric sees it. Less than a
-            wall is thick. (What a step is, the .9 quantile of successive moments says, on average over all calls: some
-            go by in front of a wall.)
+        near: two moments are at one place if their states are at most so many steps apart. Less than a wall is thick.
+            (How far a step leads in the space of states, the .9 quantile of successive moments says, on average over
+            all calls: some go by in front of a wall.)
 
     Raises:
         ValueError: if a number is not positive.
@@ -49,14 +50,14 @@ class WalkedWays:
 
     preparation = None
 
-    def __init__(self, goals: int, states: int, walks: int = 512, stride: int = 1, near: float = 1.4) -> None:
+    def __init__(self, goals: int, states: int, walks: int = 512, stride: int = 1, near: float = 1.6) -> None:
         if min(goals, states, walks, stride, near) <= 0:
             raise ValueError(
                 f"goals={goals}, states={states}, walks={walks}, stride={stride}, near={near}: give numbers above zero"
             )
         self.goals, self.states, self.stride, self.near = goals, states, stride, near
         self._walks = deque[_Walk](maxlen=walks)
-        self._step, self._seen = 0.0, 0  # in the metric's unit; one batch alone says it 5 % too small or too large
+        self._step, self._seen = 0.0, 0  # in the states' unit; one batch alone says it 5 % too small or too large
 
     def unseen(self) -> WalkedWays:
         """See `CriticTarget`. It keeps walks of its own."""
@@ -72,7 +73,7 @@ class WalkedWays:
         if list(learner.intrinsic.names) != ["goal"]:
             raise ValueError(f"ways lead to goals, and the intrinsic cost has {list(learner.intrinsic.names)}")
         memory, generator = learner.memory, learner.generator
-        steps = self.steps(learner.metric(memory.state), memory.episode, memory.time)
+        steps = self.steps(memory.state, memory.episode, memory.time)
         for states, away in zip(memory.state, steps, strict=True):
             if ((away > 0) & (away < NO_WAY)).any():
                 self._walks.append(_Walk(states.half(), away))
@@ -88,15 +89,15 @@ class WalkedWays:
         weight = steep.clamp_max(STEEP) / (away + self.stride)
         return Lesson(states.float(), goals.float(), u, cost, weight / weight.mean())
 
-    def steps(self, places: Tensor, episode: Tensor, time: Tensor) -> Tensor:
-        """Shortest ways between moments at places [B, N, M] of the metric, whose episodes and times are [B, N].
+    def steps(self, states: Tensor, episode: Tensor, time: Tensor) -> Tensor:
+        """Shortest ways between moments with states [B, N, D], whose episodes and times are [B, N].
 
         Returns:
             Steps of the level, [B, N, N]; `NO_WAY` or more between moments that no walk joins.
         """
         same = (episode[:, :, None] == episode[:, None]) & (episode[:, :, None] >= 0)
         successive = same & ((time[:, :, None] - time[:, None]).abs() == 1)
-        apart = torch.cdist(places.float(), places.float())
+        apart = torch.cdist(states.float(), states.float())
         if not successive.any():
             return torch.full_like(apart, NO_WAY)
         self._seen += 1
