@@ -29,7 +29,7 @@ class WalkedWays:
 
         cost = u (1 - gamma^n) / (1 - gamma),   n: steps of the shortest way
 
-    A walk that comes by the same place twice has a short cut there. Where there is one way alone between any two places,
+    A walk that comes by the same place twice has a short cut there. Where one way alone joins any two places,
     every shortest way within a walk is the true one; the walks have to be long enough to lead past places that are far
     apart. Nothing is imagined, so no way leads through a wall. Two states are at one place if they are near each other
     as they are: a metric may fold, and one false short cut in a walk makes all its ways wrong. Each lesson is drawn
