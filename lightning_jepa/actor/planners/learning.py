@@ -1,6 +1,6 @@
 """Mode-2 that learns while it acts: where a plan costs more than was expected, more is expected from now on.
 
-Legend: B episodes, S candidates, H horizon, A action, D state, M metric space, N remembered moments.
+Legend: B episodes, S candidates, H horizon, A action, D state, N remembered moments.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from lightning_jepa.actor.planners.shooting import check_positive
 from lightning_jepa.protocols import Cost, Planner, WorldModel
@@ -18,36 +18,28 @@ from lightning_jepa.types import Modulation, Plan
 class LearningSearch:
     """Real-time search (Korf 1990, LRTA*) with any planner.
 
-        C'(s) = C(s) + (1 - exp(-d(s, goal)^2 / 2 arrived^2)) max_i r_i exp(-d(s, s_i)^2 / 2 width^2)
+        C'(s) = C(s) + (1 - exp(-|s - goal|^2 / 2 arrived^2)) max_i r_i exp(-|s - s_i|^2 / 2 width^2)
         r_i <- haste (C'(plan) - C(s_i)),   where it is more than nothing
 
     A critic that takes a wall for a passage leads into a dead end, and there every plan is to stay. Wherever a plan
     begins, what it costs is held against what being there was thought to cost, and what was lacking is remembered for
     as long as the task lasts: the dead end fills up, until the way out is the cheaper one. With haste it does so within
-    the task's time; at the goal nothing fills up, or whoever is there would be driven out again.
+    the task's time; at the goal nothing fills up, or whoever is there would be driven out again. States are compared as
+    they are: they tell places apart that are near by, and a metric that folds would fill up far places too.
 
     Args:
         planner: searches.
-        width: how far around a place what was lacking holds, in the metric's unit.
+        width: how far around a state what was lacking holds.
         arrived: the same around the goal, where nothing is thought to be lacking.
         haste: how many times what was lacking is expected in future.
-        metric: from states [..., D] to a space [..., M].
 
     Raises:
         ValueError: if a number is not above zero.
     """
 
-    def __init__(
-        self,
-        planner: Planner,
-        width: float,
-        arrived: float,
-        haste: float = 1.0,
-        metric: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
+    def __init__(self, planner: Planner, width: float, arrived: float, haste: float = 1.0) -> None:
         check_positive(width=width, arrived=arrived, haste=haste)
         self.planner, self.width, self.arrived, self.haste = planner, width, arrived, haste
-        self.metric = nn.Identity() if metric is None else metric
         self._task: Tensor | None = None
 
     @property
@@ -72,8 +64,8 @@ class LearningSearch:
     ) -> Plan:
         """See `protocols.Planner`."""
         if self._task is not modulation.goal:
-            self._task, self._goal = modulation.goal, self.metric(modulation.goal[:, None])
-            self._places, self._lacking = self.metric(s[:, None])[:, :0], s.new_zeros(len(s), 0)
+            self._task, self._goal = modulation.goal, modulation.goal[:, None]
+            self._places, self._lacking = s[:, None][:, :0], s.new_zeros(len(s), 0)
         found = self.planner.plan(s, world_model, _Raised(cost, self._lacked), modulation, start, generator)
         still = s.new_zeros(len(s), 1, 1, found.actions.shape[-1])
         self._more = found.cost - cost(s[:, None, None], still, modulation)[:, 0, 0]
@@ -84,7 +76,7 @@ class LearningSearch:
 
     def followed(self, s: Tensor, planned: Tensor) -> None:
         """See `Correctable`: what was lacking at s [B, D] is remembered where a plan was made."""
-        self._places = torch.cat([self._places, self.metric(s[:, None])], 1)
+        self._places = torch.cat([self._places, s[:, None]], 1)
         more = self.haste * self._more.clamp_min(0).masked_fill(~planned, 0.0)
         self._lacking = torch.cat([self._lacking, more[:, None]], 1)
 
@@ -92,9 +84,8 @@ class LearningSearch:
         """[B, S, D] -> [B, S]."""
         if not self._lacking.shape[1]:
             return states.new_zeros(states.shape[:2])
-        places = self.metric(states)
-        near = torch.exp(-torch.cdist(places, self._places).square() / (2 * self.width**2))
-        there = torch.exp(-(places - self._goal).square().sum(-1) / (2 * self.arrived**2))
+        near = torch.exp(-torch.cdist(states, self._places).square() / (2 * self.width**2))
+        there = torch.exp(-(states - self._goal).square().sum(-1) / (2 * self.arrived**2))
         return (1 - there) * (near * self._lacking[:, None]).amax(-1)
 
 
