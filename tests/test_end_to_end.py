@@ -306,7 +306,8 @@ def test_the_console_says_what_is_being_done_and_no_more(own_root: Path, store: 
 @pytest.mark.distributed
 def test_two_processes_train_as_one_run(chain: Chain, own_root: Path) -> None:
     shutil.copytree(chain.root / "data", own_root / "data")
-    launch = ("torch.distributed.run", "--nproc-per-node=2", "-m", "lightning_jepa.train", "tracking=none")
+    start = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")  # a port that is free
+    launch = (*start, "-m", "lightning_jepa.train", "tracking=none")
     answer = command(*launch, *DDP, root=own_root)
     (run,) = own_root.glob("runs/two_rooms_tiny/*")
     assert checkpoint.training_cost(checkpoint.read(run / checkpoint.LAST))["train_frames"] == 2 * FRAMES
