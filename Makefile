@@ -28,7 +28,7 @@ run: setup ## Collect, pretrain, plan, measure: the whole of Two-Rooms (<= 45 mi
 	$(BIN)/python -m lightning_jepa.pipeline experiment=two_rooms $(ARGS)
 	$(BIN)/python -m lightning_jepa.evaluation.tables
 
-quick: setup ## The same chain in 5 to 6 minutes; its success rate means nothing yet
+quick: setup ## The same chain in 5 to 8 minutes; its success rate means nothing yet
 	$(BIN)/python -m lightning_jepa.pipeline experiment=two_rooms_quick $(ARGS)
 
 test: setup ## Run the tests, on as many cores as there are (<= 15 minutes on 2)
